@@ -1,0 +1,40 @@
+# make demo | test | check | bench. The first of them makes the virtual environment, .venv, with what it needs.
+
+PYTHON ?= python3
+PIP_FLAGS ?= --quiet --quiet --disable-pip-version-check --progress-bar off
+TEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.stamp
+
+.PHONY: demo test check bench venv clean
+
+# The tutorial: four trials of a small ConvNet on real MNIST digits share this machine; about four minutes on two CPUs.
+demo: $(STAMP)
+	@$(BIN)/python examples/hyperopt_example.py $(DEMO_ARGS)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -q $(TEST_ARGS)
+
+check: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/test_layers.py
+
+bench: $(STAMP)
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(BENCH_ARGS); done
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "making .venv (about 2 GB; a few minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, but this is %d.%d: set PYTHON=..." % sys.version_info[:2])'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt torch==2.13.0
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build src/*.egg-info

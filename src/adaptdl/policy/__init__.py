@@ -1,0 +1,22 @@
+"""Who gets what: nodes and jobs in, allocations out. numpy and scipy only."""
+
+from adaptdl.policy.cluster import Allocation, Job, Node, num_nodes, num_replicas
+from adaptdl.policy.fair_share import FairSharePolicy
+from adaptdl.policy.feasibility import violations
+from adaptdl.policy.objective import Objective
+from adaptdl.policy.optimal import OptimalPolicy
+from adaptdl.policy.policy import Decision, Policy
+
+__all__ = [
+    "Allocation",
+    "Decision",
+    "FairSharePolicy",
+    "Job",
+    "Node",
+    "Objective",
+    "OptimalPolicy",
+    "Policy",
+    "num_nodes",
+    "num_replicas",
+    "violations",
+]

@@ -1,0 +1,159 @@
+"""Starting one replica's process, and ending it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from adaptdl.plan import Place
+from adaptdl.runtime.config import ElasticConfig
+from adaptdl.runtime.members import ReplicaRecord, ReplicaState
+from adaptdl.runtime.messages import JobInfo, Outcome, ReplicaSpec
+from adaptdl.runtime.placement import Reservations, actor_options
+from adaptdl.runtime.replica import Replica
+from adaptdl.runtime.waiting import within
+
+__all__ = ["Launcher", "ReplicaFailed"]
+
+logger = logging.getLogger(__name__)
+
+_NUM_CONTROL_THREADS = 8
+"""Threads of a replica's actor: one for the user's function, the others for control calls."""
+
+
+class ReplicaFailed(Exception):
+    """A replica's process has ended, or could not be started; the message says why."""
+
+
+class Launcher:
+    """Starts and ends the replicas of one job.
+
+    Args:
+        job: whose replicas they are.
+        function: the user's function of one argument, pickled.
+        config: its argument, pickled.
+        coordinator: the actor the replicas report to.
+        reservations: where places for them are taken from.
+    """
+
+    def __init__(
+        self,
+        *,
+        job: JobInfo,
+        function: bytes,
+        config: bytes,
+        coordinator: ActorHandle[Any],
+        reservations: Reservations,
+    ) -> None:
+        self._job = job
+        self._function = function
+        self._config = config
+        self._coordinator = coordinator
+        self._reservations = reservations
+        self._actor_class = ray.remote(Replica)
+
+    async def reserve(self, record: ReplicaRecord, elastic: ElasticConfig) -> None:
+        """Takes a place on the replica's node.
+
+        Raises:
+            ReplicaFailed: the node has none to give.
+        """
+        assert elastic.resources_per_replica is not None
+        try:
+            reservation = await self._reservations.reserve(
+                record.node_id, elastic.resources_per_replica, timeout_s=elastic.reservation_timeout_s
+            )
+        except (TimeoutError, RayError, RuntimeError) as error:
+            raise ReplicaFailed(str(error)) from error
+        if record.state is ReplicaState.GONE:
+            self._reservations.release(reservation)
+            raise ReplicaFailed("it is no longer wanted")
+        record.reservation = reservation
+
+    async def start_process(self, record: ReplicaRecord, elastic: ElasticConfig) -> None:
+        """Starts the process at the record's reservation. Returns when it has answered.
+
+        Raises:
+            ReplicaFailed: it has not, in time.
+        """
+        assert record.reservation is not None
+        record.actor = self._actor_class.options(
+            max_concurrency=_NUM_CONTROL_THREADS, max_restarts=0, max_task_retries=0, **actor_options(record.reservation)
+        ).remote()
+        try:
+            await within(elastic.boot_timeout_s, record.actor.ping.remote(), "the process of a replica to start")
+        except (RayError, TimeoutError) as error:
+            raise ReplicaFailed(str(error)) from error
+
+    async def run(
+        self,
+        record: ReplicaRecord,
+        elastic: ElasticConfig,
+        *,
+        alone: bool,
+        generation: int,
+        start: Place | None,
+        snapshot: bytes | None,
+        files: Any,
+    ) -> Outcome:
+        """Runs the user's function in the replica, to its end.
+
+        Raises:
+            ReplicaFailed: the process ended before.
+        """
+        assert record.actor is not None and record.reservation is not None
+        resources = record.reservation.resources
+        spec = ReplicaSpec(
+            member=record.member,
+            job=self._job,
+            alone=alone,
+            generation=generation,
+            function=self._function,
+            config=self._config,
+            num_threads=max(1, int(resources.get("CPU", 1.0))),
+            resources=dict(resources),
+            snapshot=snapshot,
+            start=start,
+            files=files,
+            snapshot_interval_s=elastic.snapshot_interval_s,
+            join_timeout_s=elastic.join_timeout_s,
+        )
+        running = record.actor.run.remote(spec, self._coordinator)
+        record.launched.set()
+        try:
+            outcome: Outcome = await running
+        except RayError as error:
+            raise ReplicaFailed(f"its process ended: {_first_line(error)}") from error
+        return outcome
+
+    def end(self, record: ReplicaRecord) -> None:
+        """Ends the process at once and gives the place back."""
+        record.state = ReplicaState.GONE
+        if record.actor is not None:
+            try:
+                ray.kill(record.actor)
+            except (RayError, ValueError) as error:
+                logger.debug("cannot end replica %s: %s", record.replica_id, error)
+        self.release(record)
+
+    def release(self, record: ReplicaRecord) -> None:
+        """Gives the replica's place back."""
+        if record.reservation is not None:
+            self._reservations.release(record.reservation)
+            record.reservation = None
+
+    async def end_when_unwound(self, record: ReplicaRecord, timeout_s: float) -> None:
+        """Ends a replica that leaves when its function has unwound, or after `timeout_s`."""
+        if record.task is not None and record.task is not asyncio.current_task():
+            await asyncio.wait([record.task], timeout=timeout_s)
+        if record.state is not ReplicaState.GONE:
+            self.end(record)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

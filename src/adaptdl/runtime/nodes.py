@@ -1,0 +1,110 @@
+"""The cluster as the allocator sees it: what each node has for our jobs."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import ray
+from ray._private.state import available_resources_per_node, state
+
+from adaptdl.policy import Node
+from adaptdl.runtime.placement import reserved_resources
+
+__all__ = ["ClusterView", "capacity", "default_resources_per_replica", "holds"]
+
+_NUM_LOOKS = 3
+"""A use by others counts once it was seen in so many looks in a row: what a node has free lags behind what was reserved,
+so that a single look may show our own coming and going as somebody else's use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """Resources of each node: all of them, and what others use."""
+
+    total: Mapping[str, Mapping[str, float]]
+    used_by_others: Mapping[str, Mapping[str, float]]
+    draining: frozenset[str]
+
+
+@dataclass
+class ClusterView:
+    """Looks at Ray's cluster from time to time; reservations whose name starts with `prefix` are ours."""
+
+    prefix: str
+    _looks: deque[_Look] = field(default_factory=lambda: deque(maxlen=_NUM_LOOKS))
+
+    def look(self) -> list[Node]:
+        """The nodes that are alive, each with what it has for us: everything but what others use."""
+        newest = _look(self.prefix)
+        self._looks.append(newest)
+        return [
+            Node(
+                node_id=node_id,
+                resources={name: amount - self._used(node_id, name) for name, amount in total.items()},
+                draining=node_id in newest.draining,
+            )
+            for node_id, total in sorted(newest.total.items())
+        ]
+
+    def _used(self, node_id: str, name: str) -> float:
+        return min(look.used_by_others.get(node_id, {}).get(name, 0.0) for look in self._looks)
+
+
+def _look(prefix: str) -> _Look:
+    total = {
+        node["NodeID"]: {
+            name: amount
+            for name, amount in node["Resources"].items()
+            if not name.startswith("node:") and "_group_" not in name
+        }
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    available = available_resources_per_node()
+    ours = reserved_resources(prefix)
+    used: dict[str, dict[str, float]] = {}
+    for node_id, resources in total.items():
+        free = available.get(node_id)
+        if free is None:
+            continue
+        mine = ours.get(node_id, {})
+        used[node_id] = {
+            name: max(0.0, amount - free.get(name, 0.0) - mine.get(name, 0.0)) for name, amount in resources.items()
+        }
+    return _Look(total=total, used_by_others=used, draining=frozenset(state.get_draining_nodes()))
+
+
+def default_resources_per_replica(nodes: Iterable[Node]) -> dict[str, float]:
+    """GPUs first: a GPU, and a CPU or the GPU's share of them where they are fewer; without GPUs a CPU."""
+    with_gpus = [node for node in nodes if node.resources.get("GPU", 0.0) >= 1]
+    if not with_gpus:
+        return {"CPU": 1.0}
+    shares = [node.resources.get("CPU", 0.0) / node.resources["GPU"] for node in with_gpus]
+    share = min(shares)
+    if share >= 1:
+        return {"GPU": 1.0, "CPU": 1.0}
+    share = math.floor(share * 100) / 100
+    return {"GPU": 1.0, "CPU": share} if share > 0 else {"GPU": 1.0}
+
+
+def holds(node: Node, resources_per_replica: Mapping[str, float]) -> int:
+    """How many replicas `node` holds."""
+    if node.draining:
+        return 0
+    # Ray counts in steps of 1e-4; the small addition keeps 3 × 0.3333 from ending below 1.
+    return max(
+        0,
+        min(
+            int((node.resources.get(name, 0.0) + 1e-6) / amount)
+            for name, amount in resources_per_replica.items()
+            if amount > 0
+        ),
+    )
+
+
+def capacity(nodes: Sequence[Node], resources_per_replica: Mapping[str, float]) -> int:
+    """How many replicas the nodes hold together."""
+    return sum(holds(node, resources_per_replica) for node in nodes)

@@ -1,0 +1,171 @@
+"""Reservations: one-bundle placement groups, each pinned to a node, one per replica.
+
+A replica without devices runs *beside* its reservation: its process asks Ray for nothing, so that it can give the
+reservation back, stay where it is, and take another one later. A replica with devices (GPUs) runs *inside*, since Ray hands
+out the devices with the bundle.
+
+A placement group outlives the actor that made it. So every one is named ``adaptdl/<experiment>/<trial>/<token>``, known to its
+owner before anything is awaited, and found by its name when the owner is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.placement_group import (
+    PlacementGroup,
+    PlacementGroupID,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from adaptdl.runtime.waiting import within
+
+__all__ = ["Reservation", "Reservations", "actor_options", "prefix_of", "reserved_resources", "runs_beside", "sweep"]
+
+logger = logging.getLogger(__name__)
+
+_NODE_ID_LABEL = "ray.io/node-id"
+
+
+def prefix_of(experiment: str, trial_id: str | None = None) -> str:
+    """How the names of an experiment's (or one trial's) reservations begin."""
+    return f"adaptdl/{experiment}/" if trial_id is None else f"adaptdl/{experiment}/{trial_id}/"
+
+
+def runs_beside(resources: Mapping[str, float]) -> bool:
+    """Whether a replica with these resources runs beside its reservation and can be parked: it has no devices."""
+    return set(resources) <= {"CPU", "memory"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reservation:
+    """A place for one replica on one node."""
+
+    node_id: str
+    resources: Mapping[str, float]
+    group: PlacementGroup
+
+
+@dataclass
+class Reservations:
+    """All reservations one owner has made and not released."""
+
+    prefix: str
+    _held: dict[PlacementGroup, Reservation] = field(default_factory=dict)
+    _closed: bool = False
+
+    async def reserve(self, node_id: str, resources: Mapping[str, float], *, timeout_s: float) -> Reservation:
+        """Waits until the node has room, at most `timeout_s`.
+
+        Raises:
+            TimeoutError: it had none.
+        """
+        if self._closed:
+            raise RuntimeError("reservations are closed")
+        group = placement_group(
+            [dict(resources)],
+            strategy="STRICT_PACK",
+            name=self.prefix + secrets.token_hex(4),
+            bundle_label_selector=[{_NODE_ID_LABEL: node_id}],
+        )
+        reservation = Reservation(node_id=node_id, resources=resources, group=group)
+        self._held[group] = reservation
+        granted = False
+        try:
+            await within(timeout_s, group.ready(), f"{dict(resources)} on node {node_id[:8]}")
+            granted = True
+        finally:
+            if not granted or self._closed:
+                self.release(reservation)
+        if self._closed:
+            raise RuntimeError("reservations are closed")
+        return reservation
+
+    def release(self, reservation: Reservation) -> None:
+        """Gives a place back; processes inside end at once."""
+        if self._held.pop(reservation.group, None) is not None:
+            _remove(reservation.group)
+
+    def held(self) -> dict[str, int]:
+        """How many reservations there are on each node, waiting ones included."""
+        counts: dict[str, int] = defaultdict(int)
+        for reservation in self._held.values():
+            counts[reservation.node_id] += 1
+        return dict(counts)
+
+    def close(self) -> None:
+        """Releases everything, now and for all that is still being made."""
+        self._closed = True
+        for reservation in list(self._held.values()):
+            self.release(reservation)
+
+
+def actor_options(reservation: Reservation) -> dict[str, Any]:
+    """The Ray options of a replica at `reservation`."""
+    if runs_beside(reservation.resources):
+        return {
+            "num_cpus": 0,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(reservation.node_id, soft=False),
+        }
+    others = {name: amount for name, amount in reservation.resources.items() if name not in ("CPU", "GPU", "memory")}
+    options: dict[str, Any] = {
+        "num_cpus": reservation.resources.get("CPU", 0),
+        "num_gpus": reservation.resources.get("GPU", 0),
+        "resources": others,
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(
+            placement_group=reservation.group, placement_group_bundle_index=0
+        ),
+    }
+    if "memory" in reservation.resources:
+        options["memory"] = reservation.resources["memory"]
+    return options
+
+
+def _living(prefix: str) -> list[dict[str, Any]]:
+    return [
+        entry
+        for entry in placement_group_table().values()
+        if entry["name"].startswith(prefix) and entry["state"] != "REMOVED"
+    ]
+
+
+def reserved_resources(prefix: str) -> dict[str, dict[str, float]]:
+    """What the reservations whose names start with `prefix` hold on each node."""
+    held: dict[str, dict[str, float]] = {}
+    for entry in _living(prefix):
+        if entry["state"] != "CREATED":
+            continue
+        for index, node_id in entry["bundles_to_node_id"].items():
+            on_node = held.setdefault(node_id, {})
+            for name, amount in entry["bundles"][index].items():
+                on_node[name] = on_node.get(name, 0.0) + amount
+    return held
+
+
+def sweep(prefix: str) -> int:
+    """Removes every reservation whose name starts with `prefix`, whoever made it; says how many."""
+    if not ray.is_initialized():
+        return 0
+    left = _living(prefix)
+    for entry in left:
+        _remove(PlacementGroup(PlacementGroupID(bytes.fromhex(entry["placement_group_id"]))))
+    if left:
+        logger.debug("swept %d reservations of %s", len(left), prefix)
+    return len(left)
+
+
+def _remove(group: PlacementGroup) -> None:
+    try:
+        remove_placement_group(group)
+    except (RayError, RuntimeError) as error:  # the cluster is going down: nothing is left to remove
+        logger.debug("cannot remove placement group %s: %s", group.id.hex(), error)

@@ -1,0 +1,183 @@
+"""A replica: one process that runs the user's function under an elastic session.
+
+The function runs in one thread of a threaded actor; control calls arrive in others and never wait for it. torch is
+imported here and nowhere else in this package, when :meth:`Replica.run` begins.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import traceback
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import cloudpickle
+from ray.actor import ActorHandle
+
+from adaptdl.plan import Advance, Place, Plan, Position, Switched, Update
+from adaptdl.runtime.messages import (
+    Ending,
+    Event,
+    Left,
+    Missed,
+    Outcome,
+    Ready,
+    ReplicaSpec,
+    SnapshotTaken,
+    TrainingFunctionError,
+)
+from adaptdl.runtime.reporting import ReportingSession, installed
+
+if TYPE_CHECKING:
+    from adaptdl.torch.session import ElasticSession
+
+__all__ = ["Replica"]
+
+logger = logging.getLogger(__name__)
+
+_SESSION_TIMEOUT_S = 60.0
+"""How long a control call waits for the session, which is there once torch is imported."""
+
+
+class CoordinatorHost:
+    """The session's host: sends everything on to the coordinator's actor."""
+
+    def __init__(self, coordinator: ActorHandle[Any], replica_id: str) -> None:
+        self._coordinator = coordinator
+        self._replica_id = replica_id
+
+    def _send(self, event: Event) -> None:
+        self._coordinator.notify.remote(self._replica_id, event)
+
+    def ready(self, position: Position) -> None:
+        self._send(Ready(position=position))
+
+    def missed(self, generation: int, place: Place) -> None:
+        self._send(Missed(generation=generation, place=place))
+
+    def switched(self, switched: Switched) -> None:
+        self._send(switched)
+
+    def left(self, generation: int) -> None:
+        self._send(Left(generation=generation))
+
+    def update(self, update: Update) -> None:
+        self._send(update)
+
+    def snapshot(self, data: bytes, steps: int) -> None:
+        self._send(SnapshotTaken(data=data, steps=steps))
+
+    def report(self, metrics: dict[str, Any], files: dict[str, bytes] | None, snapshot: bytes | None) -> None:
+        ray.get(self._coordinator.report.remote(self._replica_id, metrics, files, snapshot))
+
+
+class Replica:
+    """The actor. Made with ``max_concurrency`` > 1: `run` lasts as long as the user's function."""
+
+    def __init__(self) -> None:
+        self._session: ElasticSession | None = None
+        self._has_session = threading.Event()
+
+    def ping(self) -> int:
+        """Answers once the process is there: its id."""
+        return os.getpid()
+
+    def run(self, spec: ReplicaSpec, coordinator: ActorHandle[Any]) -> Outcome:
+        """Runs the user's function to its end. Never raises what the function raises: the outcome says it."""
+        try:
+            self._enter_directory(spec.job.directory)
+            session = self._make_session(spec, coordinator)
+            function = cloudpickle.loads(spec.function)
+            config = cloudpickle.loads(spec.config)
+            with installed(ReportingSession(session, spec)):
+                returned = session.run(function, config)
+        except SystemExit as exit_:
+            if exit_.code in (None, 0):
+                return Outcome(ending=Ending.RETURNED)
+            return _raised(spec, exit_)
+        except BaseException as error:
+            return _raised(spec, error)
+        return Outcome(ending=Ending.RETURNED if returned else Ending.LEFT)
+
+    def open_store(self) -> tuple[str, int]:
+        return self._ready_session().open_store()
+
+    def place(self) -> Place:
+        return self._ready_session().place()
+
+    def reallocate(self, plan: Plan) -> None:
+        self._ready_session().reallocate(plan)
+
+    def join(self, plan: Plan) -> None:
+        self._ready_session().join(plan)
+
+    def advance(self, advance: Advance) -> None:
+        self._ready_session().advance(advance)
+
+    def leave(self) -> None:
+        self._ready_session().leave()
+
+    def _make_session(self, spec: ReplicaSpec, coordinator: ActorHandle[Any]) -> ElasticSession:
+        began = time.monotonic()
+        import torch
+
+        from adaptdl.torch.session import ElasticSession
+
+        torch.set_num_threads(spec.num_threads)
+        logger.debug("replica %s imported torch in %.1f s", spec.member.replica_id, time.monotonic() - began)
+        session = ElasticSession(
+            replica=spec.member,
+            host=CoordinatorHost(coordinator, spec.member.replica_id),
+            snapshot=spec.snapshot,
+            start=spec.start,
+            snapshot_interval_s=spec.snapshot_interval_s,
+            join_timeout_s=spec.join_timeout_s,
+        )
+        if spec.alone:
+            plan = Plan(generation=spec.generation, members=(spec.member,), source=None, reason="start")
+            session.join(replace(plan, newcomers=frozenset({spec.member.replica_id}), store=session.open_store()))
+        self._session = session
+        self._has_session.set()
+        return session
+
+    def _ready_session(self) -> ElasticSession:
+        if not self._has_session.wait(_SESSION_TIMEOUT_S):
+            raise TimeoutError(f"waited {_SESSION_TIMEOUT_S:g} s for the replica's session")
+        assert self._session is not None
+        return self._session
+
+    @staticmethod
+    def _enter_directory(directory: str | None) -> None:
+        if directory is None or os.environ.get("RAY_CHDIR_TO_TRIAL_DIR", "1") == "0":
+            return
+        os.makedirs(directory, exist_ok=True)
+        os.environ.setdefault("TUNE_ORIG_WORKING_DIR", os.getcwd())
+        os.chdir(directory)
+
+
+def _raised(spec: ReplicaSpec, error: BaseException) -> Outcome:
+    text = "".join(traceback.format_exception(error))
+    try:
+        pickled: bytes | None = cloudpickle.dumps(error)
+    except Exception:  # an exception that holds a lock, a socket, ...: its text has to do
+        pickled = None
+    message = f"the training function of {spec.job.name} raised {type(error).__name__}: {error}\n\n{text}"
+    return Outcome(
+        ending=Ending.RAISED,
+        error=TrainingFunctionError(message, pickled),
+        about_communication=_is_about_communication(error),
+    )
+
+
+def _is_about_communication(error: BaseException) -> bool:
+    """Whether `error` only says that a peer is gone, which another replica's error explains better."""
+    if any(base.__name__ in ("DistBackendError", "DistNetworkError") for base in type(error).__mro__):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
+    )

@@ -1,0 +1,259 @@
+"""Carrying out one plan: bring newcomers and source to the same place, tell them, and wait for what they say.
+
+See :mod:`adaptdl.plan` for the exchange itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from ray.exceptions import RayError
+
+from adaptdl.plan import Advance, LoopKind, Place, Plan, Position, Switched
+from adaptdl.runtime.members import ReplicaRecord, ReplicaState
+from adaptdl.runtime.messages import Missed
+from adaptdl.runtime.waiting import within
+
+__all__ = ["PlanAborted", "ReplicaUnreachable", "Switcher", "ask"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CALL_TIMEOUT_S = 60.0
+"""A replica that does not answer a control call in this time is taken as lost; `ask` waits for its session, too."""
+_MAX_ATTEMPTS = 5
+"""Targets that may be missed in a row. Each one lies an epoch further ahead than the one before."""
+_LOOK_INTERVAL_S = 0.05
+"""How often the source is asked where it is, while newcomers wait for its next training loop."""
+_REMIND_INTERVAL_S = 60.0
+"""How often the log says that a plan still waits."""
+
+
+class PlanAborted(Exception):
+    """The plan cannot be carried out any more; the message says why."""
+
+
+class ReplicaUnreachable(Exception):
+    """A control call to a replica failed.
+
+    Attributes:
+        record: the replica.
+    """
+
+    def __init__(self, record: ReplicaRecord, reason: str) -> None:
+        super().__init__(f"replica {record.replica_id} on node {record.node_id[:8]}: {reason}")
+        self.record = record
+
+
+async def ask(record: ReplicaRecord, method: str, *args: Any, timeout_s: float = _CALL_TIMEOUT_S) -> Any:
+    """Calls a control method of a replica.
+
+    Raises:
+        ReplicaUnreachable: it is gone, or did not answer in time.
+    """
+    try:
+        await within(timeout_s, record.launched.wait(), "its process to start")
+        if record.actor is None or record.state is ReplicaState.GONE:
+            raise ReplicaUnreachable(record, "is gone")
+        call: Awaitable[Any] = getattr(record.actor, method).remote(*args)
+        return await within(timeout_s, call, f"{method}()")
+    except (RayError, TimeoutError) as error:
+        raise ReplicaUnreachable(record, f"{method}() failed: {error}") from error
+
+
+@dataclass
+class _Pending:
+    plan: Plan
+    answer: asyncio.Future[Switched | Missed]
+
+
+class Switcher:
+    """Carries out plans, one at a time.
+
+    Args:
+        changed: set whenever something of a replica has changed.
+    """
+
+    def __init__(self, changed: asyncio.Event) -> None:
+        self._changed = changed
+        self._pending: _Pending | None = None
+        self.generation = 0
+        """The number used last."""
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that replicas carry out right now."""
+        return None if self._pending is None else self._pending.plan
+
+    def deliver(self, answer: Switched | Missed) -> None:
+        """Takes what a replica said about the plan that is being carried out; news of other plans are dropped."""
+        pending = self._pending
+        if pending is not None and pending.plan.generation == answer.generation and not pending.answer.done():
+            pending.answer.set_result(answer)
+
+    def abort(self, reason: str) -> None:
+        """Ends the wait for the plan that is being carried out, if there is one."""
+        if self._pending is not None and not self._pending.answer.done():
+            self._pending.answer.set_exception(PlanAborted(reason))
+
+    def next_generation(self) -> int:
+        self.generation += 1
+        return self.generation
+
+    async def carry_out(
+        self,
+        *,
+        source: ReplicaRecord | None,
+        members: Sequence[ReplicaRecord],
+        park: frozenset[str],
+        reason: str,
+        join_timeout_s: float,
+        still_wanted: Callable[[], bool],
+    ) -> tuple[Plan, Switched] | None:
+        """Makes `members`, in rank order, the next generation, with the state of `source`.
+
+        Returns:
+            the plan and what became of it; None if it was given up before anything has happened.
+
+        Raises:
+            ReplicaUnreachable: a replica cannot be told.
+            PlanAborted: `abort` was called, or the members did not find together.
+        """
+        newcomers = [record for record in members if not record.holds_state]
+        for attempt in range(_MAX_ATTEMPTS):
+            target = None
+            if source is not None and newcomers:
+                target = await self._gather(source, newcomers, attempt, join_timeout_s, still_wanted)
+                if target is None:
+                    return None
+            plan = Plan(
+                generation=self.next_generation(),
+                members=tuple(record.member for record in members),
+                source=None if source is None else source.replica_id,
+                newcomers=frozenset(record.replica_id for record in newcomers),
+                store=await self._open_store(source, members),
+                target=target,
+                park=park,
+                reason=reason,
+            )
+            answer = await self._execute(plan, source, newcomers, join_timeout_s)
+            if isinstance(answer, Switched):
+                return plan, answer
+            logger.debug("generation %d missed its target %s, the source is at %s",
+                         plan.generation, target, answer.place.position)
+        logger.warning("newcomers have missed the loops of their group %d times; trying again later", _MAX_ATTEMPTS)
+        return None
+
+    async def _open_store(
+        self, source: ReplicaRecord | None, members: Sequence[ReplicaRecord]
+    ) -> tuple[str, int] | None:
+        if not members:
+            return None
+        address: tuple[str, int] = await ask(source or members[0], "open_store")
+        return address
+
+    # -- bringing them to the same place --------------------------------------------------------------------------
+
+    async def _gather(
+        self,
+        source: ReplicaRecord,
+        newcomers: Sequence[ReplicaRecord],
+        attempt: int,
+        timeout_s: float,
+        still_wanted: Callable[[], bool],
+    ) -> Position | None:
+        """Chooses the place to meet and has all newcomers stand there; None if that came to nothing."""
+        place = await self._meeting_place(source, attempt, still_wanted)
+        if place is None:
+            return None
+        furthest = max((record.position for record in newcomers if record.position is not None), default=place.position)
+        if furthest > place.position:
+            place = Place(position=furthest, kind=LoopKind.TRAINING, steps=place.steps)
+        for record in newcomers:
+            if record.position != place.position:
+                record.state, record.position = ReplicaState.STARTING, None
+                await ask(record, "advance", Advance(place=place))
+        deadline = time.monotonic() + timeout_s
+        while not all(record.state is ReplicaState.READY for record in newcomers):
+            if not await self._wait_for_change(deadline - time.monotonic()):
+                logger.warning("newcomers did not reach %s within %g s", place.position, timeout_s)
+                return None
+            if any(not record.is_newcomer for record in newcomers) or not still_wanted():
+                return None
+        return place.position
+
+    async def _meeting_place(
+        self, source: ReplicaRecord, attempt: int, still_wanted: Callable[[], bool]
+    ) -> Place | None:
+        """At first the training loop the source is in, or its next one; after a miss, loops further ahead."""
+        place: Place = await ask(source, "place")
+        if source.state is ReplicaState.PARKED:
+            return place
+        if attempt > 0:
+            return _ahead(place, attempt)
+        began_at = place.position
+        while place.kind is not LoopKind.TRAINING:
+            if not still_wanted() or source.state is not ReplicaState.MEMBER:
+                return None
+            if place.position != began_at and place.position.epoch != began_at.epoch:
+                return _ahead(place, 1)  # an epoch passes between two looks: its training loops cannot be met by looking
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+            place = await ask(source, "place")
+        return place
+
+    async def _wait_for_change(self, timeout_s: float) -> bool:
+        self._changed.clear()
+        try:
+            await asyncio.wait_for(self._changed.wait(), max(0.0, timeout_s))
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    # -- telling them ---------------------------------------------------------------------------------------------
+
+    async def _execute(
+        self, plan: Plan, source: ReplicaRecord | None, newcomers: Sequence[ReplicaRecord], join_timeout_s: float
+    ) -> Switched | Missed:
+        answer: asyncio.Future[Switched | Missed] = asyncio.get_running_loop().create_future()
+        self._pending = _Pending(plan, answer)
+        try:
+            await asyncio.gather(*(ask(record, "join", plan) for record in newcomers))
+            if source is not None:
+                await ask(source, "join" if source.state is ReplicaState.PARKED else "reallocate", plan)
+            trains_on = source is not None and source.state is ReplicaState.MEMBER
+            return await self._answer(plan, answer, None if trains_on else 2 * join_timeout_s)
+        finally:
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # taken note of: it was raised above, or another error was first
+            self._pending = None
+
+    async def _answer(
+        self, plan: Plan, answer: asyncio.Future[Switched | Missed], timeout_s: float | None
+    ) -> Switched | Missed:
+        """Waits for the answer. A source that trains comes to its next boundary when it does: a validation loop may be long."""
+        began = time.monotonic()
+        while True:
+            left_s = _REMIND_INTERVAL_S if timeout_s is None else began + timeout_s - time.monotonic()
+            done, _ = await asyncio.wait([answer], timeout=max(0.0, min(left_s, _REMIND_INTERVAL_S)))
+            if done:
+                return answer.result()
+            waited_s = time.monotonic() - began
+            if timeout_s is not None and waited_s >= timeout_s:
+                raise PlanAborted(f"waited {timeout_s:g} s for {plan.num_replicas} replicas to form a group")
+            logger.info("generation %d still waits for a boundary of its group after %.0f s", plan.generation, waited_s)
+
+
+def _ahead(place: Place, epochs: int) -> Place:
+    """A loop that the source has not reached yet."""
+    here = place.position
+    if here.epoch >= 0:
+        position = Position(epoch=here.epoch + epochs, loop=0)
+    else:
+        position = Position(epoch=here.epoch, loop=here.loop + epochs)
+    return replace(place, position=position, kind=LoopKind.TRAINING, record=b"")

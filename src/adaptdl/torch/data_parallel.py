@@ -1,0 +1,354 @@
+"""A data-parallel model whose replicas may come and go."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils import _pytree
+
+from adaptdl.errors import SnapshotError, UsageError
+from adaptdl.goodput import GradParams
+from adaptdl.torch.ambient import current_session
+from adaptdl.torch.gradient_noise import GradientNoise
+from adaptdl.torch.group import Group
+from adaptdl.torch.reducer import GradientReducer, foreach_sqr
+from adaptdl.torch.registry import State
+from adaptdl.torch.scaling_rules import ScalingRule, check_scaling_rule, default_scaling_rule, is_adam_like
+from adaptdl.torch.session import ElasticSession
+from adaptdl.torch.transfer import broadcast_states
+
+__all__ = ["AdaptiveDataParallel"]
+
+_MOMENTS = ("exp_avg_sq", "square_avg", "sum")
+"""Names under which optimizers keep running squares of gradients (the Adam family, RMSprop, Adagrad)."""
+
+
+class AdaptiveDataParallel(torch.nn.Module):
+    """Wraps a model and its optimizer, as torch's DistributedDataParallel wraps a model.
+
+    Gradients are averaged over the samples of a step, wherever they were computed. The user's own optimizer keeps being
+    used: its ``step`` and ``zero_grad`` do nothing while gradients are accumulated, and ``step`` multiplies the learning
+    rate by what the scaling rule says for the present batch size. `module` is the wrapped model, and attributes that are
+    not found here are looked up there. In loops over the data the batches must come from an AdaptiveDataLoader.
+
+    Args:
+        model: on the device it is trained on.
+        optimizer: of parameters of `model`.
+        lr_scheduler: its state is kept with the model's; its ``step`` does nothing while gradients are accumulated.
+        mp_scaler: a GradScaler, if there is one.
+        scaling_rule: None takes AdaScale, or SqrtScale for the Adam family.
+        name: unique among the models of one training function.
+        find_unused_parameters: as DistributedDataParallel has it.
+
+    Raises:
+        UsageError: the optimizer has no parameter of the model, the name is taken, or `scaling_rule` is not one.
+    """
+
+    module: torch.nn.Module
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any = None,
+        mp_scaler: Any = None,
+        scaling_rule: ScalingRule | None = None,
+        name: str = "model",
+        *,
+        find_unused_parameters: bool = False,
+    ) -> None:
+        super().__init__()
+        _check(model, optimizer)
+        self.module = model
+        self.scaling_rule = scaling_rule or default_scaling_rule(optimizer)
+        check_scaling_rule(self.scaling_rule)
+        self.find_unused_parameters = find_unused_parameters
+        self._session = current_session()
+        self._optimizer, self._lr_scheduler, self._mp_scaler = optimizer, lr_scheduler, mp_scaler
+        self._noise = GradientNoise()
+        self._reducer: GradientReducer | None = None
+        self._ddp: DistributedDataParallel | None
+        object.__setattr__(self, "_ddp", None)  # not a submodule: its parameters are the module's
+        self._is_dirty = False
+        """Gradients of a part of a step are there, and wait for the other parts."""
+        self._first_sqr: torch.Tensor | None = None
+        self._adapt_optimizer()
+        self._state = _ModelState(self, name)
+        self._session.add_model(self)
+        if self._session.group is not None:
+            self.rebuild(self._session.group)
+            if self._session.num_replicas > 1:
+                self._take_over_from_rank_0(self._session.group)
+        if (waiting := self._session.registry.take_waiting(name)) is not None:
+            self._state.load_state_dict(waiting)
+
+    # -- computing ----------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._ddp is None or not torch.is_grad_enabled():
+            return self.module(*args, **kwargs)
+        self._begin_part()
+        if not self._session.is_accumulating:
+            return self._ddp(*args, **kwargs)
+        with self._ddp.no_sync():
+            output = self._ddp(*args, **kwargs)
+        for tensor in _pytree.tree_leaves(output):
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                tensor.register_hook(self._mark_dirty)
+        return output
+
+    def _mark_dirty(self, _: torch.Tensor) -> None:
+        self._is_dirty = True
+
+    def _begin_part(self) -> None:
+        """Before a part of a step: brings gradients of the parts before to its units."""
+        micro = self._session.micro
+        if micro is None or micro.index == 0 or not self._is_dirty:
+            return
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        if micro.index == 1 and self._session.num_replicas == 1:
+            self._first_sqr = foreach_sqr(gradients) if gradients else None
+        if micro.size != micro.previous_size and micro.size > 0 and gradients:
+            torch._foreach_mul_(gradients, micro.previous_size / micro.size)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Does nothing while gradients are accumulated."""
+        if not self._is_dirty:
+            super().zero_grad(set_to_none)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "module":
+                raise
+            return getattr(super().__getattr__("module"), name)
+
+    # -- the user's optimizer -----------------------------------------------------------------------------------------
+
+    def _adapt_optimizer(self) -> None:
+        """Makes the user's own objects skip what must not happen between the parts of a step."""
+        ref = weakref.ref(self)
+        optimizer: Any = self._optimizer
+        step, zero_grad = optimizer.step, optimizer.zero_grad
+
+        @functools.wraps(step)
+        def scaled_step(*args: Any, **kwargs: Any) -> Any:
+            model = ref()
+            return step(*args, **kwargs) if model is None else model._step(step, args, kwargs)
+
+        @functools.wraps(zero_grad)
+        def guarded_zero_grad(*args: Any, **kwargs: Any) -> None:
+            model = ref()
+            if model is None or not model._is_dirty:
+                zero_grad(*args, **kwargs)
+
+        optimizer.step, optimizer.zero_grad = scaled_step, guarded_zero_grad
+        if self._lr_scheduler is not None:
+            _skip_while_accumulating(self._lr_scheduler, "step", self._session)
+        if self._mp_scaler is not None:
+            for method in ("step", "unscale_", "update"):
+                _skip_while_accumulating(self._mp_scaler, method, self._session)
+
+    def _step(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        session = self._session
+        if session.is_accumulating:
+            return None
+        self._is_dirty = False
+        weight = session.weight_of_step()
+        if abs(weight - 1) > 1e-9 and weight > 0:
+            torch._foreach_div_([p.grad for p in self.module.parameters() if p.grad is not None], weight)
+        factor = self.lr_factor
+        if factor == 1.0:
+            return step(*args, **kwargs)
+        groups = self._optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        try:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate * factor
+            return step(*args, **kwargs)
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
+
+    @property
+    def lr_factor(self) -> float:
+        """What the learning rate is multiplied with in a step at the present batch size."""
+        scale = self._session.lr_scale
+        return self.scaling_rule.factor(
+            scale=scale, grad_params=self.grad_params(self._session), progress=self._session.progress
+        )
+
+    # -- what a session asks of its models ----------------------------------------------------------------------------
+
+    def rebuild(self, group: Group) -> None:
+        """A generation begins; all replicas have the same state."""
+        self._is_dirty = False
+        if not any(p.requires_grad for p in self.module.parameters()):
+            return
+        moments = self._second_moments if is_adam_like(self._optimizer) else None
+        self._reducer = GradientReducer(group, self._noise, moments)
+        ddp = DistributedDataParallel(
+            self.module,
+            forward_sync_buffers=False,
+            init_sync=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=self.find_unused_parameters,
+        )
+        ddp.register_comm_hook(weakref.ref(self), _reduce_bucket)
+        ddp.train(self.training)
+        object.__setattr__(self, "_ddp", ddp)
+
+    def release(self) -> None:
+        """The generation ends."""
+        object.__setattr__(self, "_ddp", None)
+        self._reducer = None
+
+    def end_loop(self) -> None:
+        """A loop is over; parts of a step that was not finished are not waited for."""
+        self._is_dirty = False
+
+    def take_sample(self) -> tuple[float, float] | None:
+        return None if self._reducer is None else self._reducer.take_sample()
+
+    def give_sample(self, local: float, averaged: float) -> None:
+        if self._reducer is not None:
+            self._reducer.give_sample(local, averaged)
+
+    def rebuild_buckets(self) -> None:
+        """What DistributedDataParallel does before a forward pass, if it wants to: it takes a collective."""
+        if self._ddp is not None:
+            self._ddp.reducer._rebuild_buckets()
+
+    def match_step(self) -> None:
+        """Takes part with zeros in a backward pass that others make."""
+        if self._ddp is not None:
+            self._ddp._match_all_reduce_for_bwd_pass()
+            if self._ddp.find_unused_parameters:
+                self._ddp._match_unused_params_allreduce()
+            self._ddp.reducer._push_all_rebuilt_params()
+
+    def broadcast_buffers(self) -> None:
+        """Everybody takes rank 0's buffers (running statistics of normalisation layers)."""
+        buffers = list(self.module.buffers())
+        group = self._session.group
+        if buffers and group is not None:
+            received = broadcast_states(group, {"buffers": buffers} if group.rank == 0 else None)["buffers"]
+            if group.rank != 0:
+                with torch.no_grad():
+                    for buffer, value in zip(buffers, received, strict=True):
+                        buffer.copy_(value)
+
+    def grad_params(self, session: ElasticSession) -> GradParams | None:
+        """Gradient statistics at M₀ of the loop that runs (or ran last); None while there are none."""
+        init_batch_size = session.init_batch_size
+        return None if init_batch_size is None else self._noise.grad_params(init_batch_size)
+
+    def _take_over_from_rank_0(self, group: Group) -> None:
+        states = broadcast_states(group, self._state.state_dict() if group.rank == 0 else None)
+        if group.rank != 0:
+            self._state.load_state_dict(dict(states))
+
+    def _reduce(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        session, reducer = self._session, self._reducer
+        assert reducer is not None
+        if session.is_matching:
+            return reducer.zeros(bucket)
+        if bucket.index() == 0:
+            session.on_first_bucket(self)
+            scale = self._mp_scaler.get_scale() if self._mp_scaler is not None else 1.0
+            first, self._first_sqr = self._first_sqr, None
+            reducer.begin(session.micro, session.init_batch_size or 1, scale, first)
+        return reducer.reduce(bucket, session.micro)
+
+    @property
+    def sync_time_s(self) -> float:
+        """Communication of the last step that no computing hid."""
+        return 0.0 if self._reducer is None else self._reducer.sync_time_s
+
+    def _second_moments(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """v̂ of `parameters`, flat and in order; None before the optimizer's first step."""
+        parts = []
+        for parameter in parameters:
+            state = self._optimizer.state.get(parameter, {})
+            moments = next((state[name] for name in _MOMENTS if name in state), None)
+            if moments is None:
+                return None
+            parts.append(moments.detach().reshape(-1))
+        return torch.cat(parts).float() if parts else None
+
+
+class _ModelState(State):
+    """What survives of a model: parameters, buffers, optimizer, scheduler, scaler, noise statistics."""
+
+    def __init__(self, model: AdaptiveDataParallel, name: str) -> None:
+        self._model = weakref.ref(model)
+        super().__init__(name)
+
+    def _parts(self) -> tuple[dict[str, Any], GradientNoise]:
+        model = self._model()
+        assert model is not None
+        parts = {
+            "module": model.module,
+            "optimizer": model._optimizer,
+            "lr_scheduler": model._lr_scheduler,
+            "mp_scaler": model._mp_scaler,
+        }
+        return {name: part for name, part in parts.items() if part is not None}, model._noise
+
+    def state_dict(self) -> dict[str, Any]:
+        parts, noise = self._parts()
+        return {**{name: part.state_dict() for name, part in parts.items()}, "noise": noise.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        parts, noise = self._parts()
+        missing = sorted(set(parts) - set(state_dict))
+        if missing:
+            raise SnapshotError(f"the snapshot of model {self.name!r} has no {', '.join(missing)}, but the function has")
+        for name, part in parts.items():
+            try:
+                part.load_state_dict(state_dict[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise SnapshotError(f"the snapshot of model {self.name!r} is from another {name}: {error}") from error
+        noise.load_state_dict(state_dict["noise"])
+
+
+def _reduce_bucket(
+    ref: weakref.ref[AdaptiveDataParallel], bucket: dist.GradBucket
+) -> torch.futures.Future[torch.Tensor]:
+    model = ref()
+    assert model is not None, "the model was dropped in its backward pass"
+    return model._reduce(bucket)
+
+
+# DistributedDataParallel compares the annotations of its hook with these objects, and would not know them as strings.
+_reduce_bucket.__annotations__.update({"bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]})
+
+
+def _skip_while_accumulating(target: Any, method: str, session: ElasticSession) -> None:
+    original = getattr(target, method)
+
+    @functools.wraps(original)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        return None if session.is_accumulating else original(*args, **kwargs)
+
+    setattr(target, method, guarded)
+
+
+def _check(model: Any, optimizer: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise UsageError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UsageError(f"optimizer must be a torch.optim.Optimizer, but got {type(optimizer).__name__}")
+    parameters = {id(p) for p in model.parameters()}
+    if not any(id(p) in parameters for group in optimizer.param_groups for p in group["params"]):
+        raise UsageError(
+            "the optimizer must hold parameters of the model, but has none of them; make it from model.parameters() "
+            "after the model was moved to its device"
+        )

@@ -1,0 +1,102 @@
+"""The step exchange: the one small collective of every training step.
+
+It is launched with the first gradient bucket of a step and read at the boundary after the step, so nothing waits for it.
+The vector is summed over the replicas. Its entries:
+
+=============  ==========================================================================================
+attention      1 on rank 0 if it has a notice for everybody
+left           1 if this replica has left the loop and only keeps the others company
+interrupted    1 if this replica was asked to stop (Ctrl-C)
+weight         this replica's share m_r / M of the step's samples; the sum is 1 while nobody has left
+valid          1 if the two entries of each model below are a usable sample
+per model      share-weighted squared norm of the local gradient, squared norm of the averaged gradient / K,
+               both of the step *before* (they are not known yet when the vector leaves)
+=============  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from adaptdl.torch.group import Group
+
+__all__ = ["Exchanged", "StepExchange"]
+
+_NUM_FIXED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchanged:
+    """What one exchange said, summed over the replicas."""
+
+    attention: bool
+    num_left: int
+    interrupted: bool
+    weight: float
+    num_valid: int
+    samples: tuple[tuple[float, float], ...]
+    """Per model: share-weighted mean of local squared norms, squared norm of the average."""
+
+
+class StepExchange:
+    """Launches and reads the exchanges of one generation."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._vector: torch.Tensor | list[float] | None = None
+        self._work: dist.Work | None = None
+        self._result: Exchanged | None = None
+
+    @property
+    def launched(self) -> bool:
+        """Whether there is an exchange that was not taken yet."""
+        return self._vector is not None
+
+    def launch(
+        self,
+        *,
+        attention: bool = False,
+        left: bool = False,
+        interrupted: bool = False,
+        weight: float = 0.0,
+        samples: Sequence[tuple[float, float] | None] = (),
+    ) -> None:
+        """Starts an exchange; a sample that is None makes all samples of this exchange unusable."""
+        assert self._vector is None, "an exchange must be taken before the next one is launched"
+        valid = all(sample is not None for sample in samples)
+        values = [float(attention), float(left), float(interrupted), weight, float(valid)]
+        for sample in samples:
+            values += sample or (0.0, 0.0)
+        if self._group.num_replicas == 1:
+            self._vector = values
+        else:
+            self._vector = torch.tensor(values, dtype=torch.float64)
+            self._work = self._group.all_reduce_async(self._vector)
+
+    def peek(self) -> Exchanged:
+        """Waits for the exchange under way and reads it."""
+        assert self._vector is not None
+        if self._result is None:
+            if self._work is not None:
+                self._work.wait()
+            values = self._vector.tolist() if isinstance(self._vector, torch.Tensor) else self._vector
+            pairs = values[_NUM_FIXED:]
+            self._result = Exchanged(
+                attention=values[0] > 0,
+                num_left=round(values[1]),
+                interrupted=values[2] > 0,
+                weight=values[3],
+                num_valid=round(values[4]),
+                samples=tuple(zip(pairs[::2], pairs[1::2], strict=True)),
+            )
+        return self._result
+
+    def take(self) -> Exchanged:
+        """As `peek`, and makes room for the next one."""
+        result = self.peek()
+        self._vector = self._work = self._result = None
+        return result

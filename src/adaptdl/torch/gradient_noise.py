@@ -1,0 +1,85 @@
+"""How noisy gradients are: running estimates of |g|² and tr Σ from norms that a step has anyway.
+
+=============  ==============================================================================
+g, S           true gradient; trace of the covariance of one sample's gradient
+b < B          two numbers of samples over which gradients were averaged in one step
+|g_b|², |g_B|²  squared norms of those averages; E|g_b|² = |g|² + S/b
+a, c           averaged gradients of two steps that follow each other, both over M samples
+=============  ==============================================================================
+
+With several gradients in a step, S = (|g_b|² − |g_B|²) / (1/b − 1/B) and |g|² = |g_B|² − S/B are unbiased (McCandlish et al.,
+An Empirical Model of Large-Batch Training, 2018, appendix A). With a single one, consecutive steps stand in: |g|² = ⟨a, c⟩ and
+S = M·((|a|² + |c|²)/2 − ⟨a, c⟩), which takes the gradient for constant over two steps.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from adaptdl.goodput import GradParams
+
+__all__ = ["GradientNoise"]
+
+_WINDOW_STEPS = 300.0
+"""Steps at M₀ over which estimates are averaged: long against the noise of one step, short against training."""
+_MIN_SAMPLES = 10
+_LARGEST_RATIO = 1e4
+"""tr Σ / |g|² at M₀ beyond this is not told apart from pure noise."""
+
+
+class GradientNoise:
+    """Exponential averages of |g|² and S, corrected for their start."""
+
+    def __init__(self) -> None:
+        self._sqr = self._trace = self._total = 0.0
+        self.num_samples = 0
+        self.num_skipped = 0
+        """Samples left out because they were not finite."""
+
+    def add_norms(
+        self, small_sqr: float, large_sqr: float, *, inverse_small: float, inverse_large: float, scale: float
+    ) -> None:
+        """One step with gradients over two numbers of samples.
+
+        Args:
+            small_sqr, large_sqr: |g_b|², |g_B|².
+            inverse_small, inverse_large: 1/b > 1/B.
+            scale: M/M₀ of the step, its weight in the average.
+        """
+        trace = (small_sqr - large_sqr) / (inverse_small - inverse_large)
+        self._add(large_sqr - trace * inverse_large, trace, scale)
+
+    def add_pair(self, sqr: float, previous_sqr: float, product: float, *, batch_size: int, scale: float) -> None:
+        """Two steps that follow each other, of `batch_size` samples each: |a|², |c|², ⟨a, c⟩."""
+        self._add(product, batch_size * ((sqr + previous_sqr) / 2 - product), scale)
+
+    def _add(self, sqr: float, trace: float, scale: float) -> None:
+        if not (math.isfinite(sqr) and math.isfinite(trace)):
+            self.num_skipped += 1
+            return
+        keep = math.exp(-scale / _WINDOW_STEPS)
+        self._sqr = keep * self._sqr + (1 - keep) * sqr
+        self._trace = keep * self._trace + (1 - keep) * trace
+        self._total = keep * self._total + (1 - keep)
+        self.num_samples += 1
+
+    def grad_params(self, init_batch_size: int) -> GradParams | None:
+        """|g|² and the variance of a gradient over M₀ samples, S/M₀; None before there are enough samples."""
+        if self.num_samples < _MIN_SAMPLES:
+            return None
+        grad_var = max(0.0, self._trace / self._total) / init_batch_size
+        grad_sqr = max(self._sqr / self._total, grad_var / _LARGEST_RATIO, 0.0)
+        if grad_sqr == 0.0 and grad_var == 0.0:
+            return None
+        return GradParams(grad_sqr=grad_sqr, grad_var=grad_var)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "sqr": self._sqr, "trace": self._trace, "total": self._total,
+            "num_samples": self.num_samples, "num_skipped": self.num_skipped,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sqr, self._trace, self._total = state["sqr"], state["trace"], state["total"]
+        self.num_samples, self.num_skipped = state["num_samples"], state["num_skipped"]

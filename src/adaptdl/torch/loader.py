@@ -1,0 +1,281 @@
+"""A data loader whose batch size and share of the data follow the trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from adaptdl.errors import UsageError
+from adaptdl.goodput import BatchSizeBounds
+from adaptdl.torch.loop import Action, Loop, Micro
+from adaptdl.torch.registry import State
+from adaptdl.torch.sampler import ElasticSampler, Step
+from adaptdl.torch.tuning import Batch
+
+__all__ = ["AdaptiveDataLoader"]
+
+
+class AdaptiveDataLoader(State):
+    """Gives every replica its share of each step's samples, in an order that does not depend on the replicas.
+
+    A pass gives each sample exactly once. The batches a replica gets are its share of the step, divided into
+    ``accumulation_steps + 1`` parts. While the loop runs, replicas may come and go between two steps. If
+    `autoscale_batch_size` was called, a loop lasts for one data set's worth of *progress* (n / M₀ steps at M₀), which at
+    large batch sizes is more than one pass; otherwise exactly one pass.
+
+    Args:
+        dataset: a map-style data set of n > 0 samples.
+        batch_size: M₀, samples per optimizer step over all replicas.
+        shuffle: a new order in each pass, the same on all replicas.
+        num_workers, collate_fn, pin_memory, timeout, worker_init_fn, multiprocessing_context, prefetch_factor,
+            persistent_workers: as torch's DataLoader has them.
+        drop_last: leave out a last step of less than M samples.
+        seed: of the order.
+        sampler, batch_sampler: must be None; the order of data is the loader's own.
+        name: if a function makes loaders in an order that differs between replicas.
+
+    Raises:
+        UsageError: one of the arguments cannot be driven elastically; the message says what to do instead.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int = 1,
+        shuffle: bool = False,
+        *,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        timeout: float = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        multiprocessing_context: Any = None,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        seed: int = 0,
+        sampler: None = None,
+        batch_sampler: None = None,
+        name: str | None = None,
+    ) -> None:
+        _check(dataset, batch_size, sampler, batch_sampler)
+        self.dataset = dataset
+        self.num_samples = len(dataset)  # type: ignore[arg-type]
+        self.init_batch_size = int(batch_size)
+        self.bounds = BatchSizeBounds(
+            init_batch_size=self.init_batch_size, max_batch_size=self.init_batch_size, local_bsz_bounds=None
+        )
+        self.batch = Batch(batch_size=self.init_batch_size, atomic_batch_size=self.init_batch_size)
+        self.is_adaptive = False
+        self.sampler = ElasticSampler(self.num_samples, shuffle=shuffle, seed=seed, drop_last=drop_last)
+        self.num_padding = 0
+        """Samples this replica has computed with weight 0, because a last step had none for it."""
+        self._persistent_workers = persistent_workers
+        self._upcoming: list[list[int]] | Iterator[list[int]] = []
+        self._active = False
+        self._loop_progress = 0.0
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=_Upcoming(self),
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            pin_memory=pin_memory,
+            timeout=timeout,
+            worker_init_fn=worker_init_fn,
+            multiprocessing_context=multiprocessing_context,
+            prefetch_factor=prefetch_factor,
+            persistent_workers=num_workers > 0,  # within a loop; a reallocation must not fork anew
+            generator=torch.Generator().manual_seed(torch.initial_seed()),  # the user's own numbers are left alone
+        )
+        super().__init__(name)
+        if (waiting := self.session.registry.take_waiting(self.name)) is not None:
+            self.load_state_dict(waiting)
+
+    # -- what the user sees -------------------------------------------------------------------------------------------
+
+    def autoscale_batch_size(
+        self,
+        max_batch_size: int,
+        local_bsz_bounds: tuple[int, int] | None = None,
+        gradient_accumulation: bool = False,
+    ) -> None:
+        """Lets the batch size follow the goodput, between M₀ and `max_batch_size`.
+
+        Args:
+            max_batch_size: largest M, ≥ M₀.
+            local_bsz_bounds: smallest and largest number of samples in one forward-backward pass of a replica.
+            gradient_accumulation: whether a step may be made of several passes.
+
+        Raises:
+            ValueError: the bounds contradict each other.
+        """
+        self.bounds = BatchSizeBounds(
+            init_batch_size=self.init_batch_size,
+            max_batch_size=max_batch_size,
+            local_bsz_bounds=local_bsz_bounds,
+            gradient_accumulation=gradient_accumulation,
+        )
+        self.is_adaptive = True
+
+    @property
+    def batch_size(self) -> int:
+        """M₀."""
+        return self.init_batch_size
+
+    @property
+    def current_batch_size(self) -> int:
+        """M."""
+        return self.batch.batch_size
+
+    @property
+    def current_local_bsz(self) -> int:
+        """m, samples in one forward-backward pass of the replica with the largest share."""
+        if self.is_adaptive:
+            return self.batch.atomic_batch_size
+        return -(-self.batch.batch_size // self.session.num_replicas)
+
+    @property
+    def accumulation_steps(self) -> int:
+        """s, passes before the last one of a step."""
+        return self.batch.accum_steps
+
+    @property
+    def max_batch_size(self) -> int:
+        return self.bounds.max_batch_size
+
+    @property
+    def local_bsz_bounds(self) -> tuple[int, int] | None:
+        return self.bounds.local_bsz_bounds
+
+    def __len__(self) -> int:
+        """Batches each replica gets in one pass at the present batch size."""
+        n, size = self.num_samples, self.batch.batch_size
+        return (n // size if self.sampler.drop_last else -(-n // size)) * (self.batch.accum_steps + 1)
+
+    def __iter__(self) -> Iterator[Any]:
+        session = self.session
+        loop = session.enter_loop(self)
+        if loop is None:
+            return
+        keep_company = True
+        try:
+            yield from self._loop(loop)
+        except GeneratorExit:
+            raise
+        except BaseException:
+            keep_company = False
+            raise
+        finally:
+            self._active = False
+            if not self._persistent_workers:
+                self._loader._iterator = None  # its workers end
+            session.leave_loop(loop, keep_company=keep_company)
+
+    # -- a loop: passes, each of segments between which the group or the batch size have changed -----------------------
+
+    def _loop(self, loop: Loop) -> Iterator[Any]:
+        if not self._active:
+            self.sampler.begin_pass()
+            self._loop_progress = self.session.progress
+            self._active = True
+        while True:
+            action = yield from self._segment(loop)
+            if action in (Action.STOP, Action.OVER):
+                return
+            if action is Action.CONTINUE:
+                if self._is_over(loop) or self.sampler.position == 0:  # at 0: drop_last leaves nothing of a pass
+                    return
+                self.sampler.begin_pass()
+
+    def _is_over(self, loop: Loop) -> bool:
+        if self.is_adaptive and loop.training:
+            done = self.session.progress - self._loop_progress
+            return done >= self.num_samples / self.init_batch_size - 1e-6
+        return self.sampler.num_left(self.batch.batch_size) == 0
+
+    def _segment(self, loop: Loop) -> Iterator[Any]:
+        """Hands out the rest of the pass, up to a change. Returns the action that ended it (CONTINUE: the pass is over)."""
+        session, sampler, batch = self.session, self.sampler, self.batch
+        rank, num_replicas = session.rank, session.num_replicas
+        pads = loop.training
+
+        def steps() -> Iterator[Step]:
+            return sampler.steps(rank, num_replicas, batch.batch_size, batch.accum_steps)
+
+        padding = sampler.permutation()[0]
+        self._upcoming = ([*part] or [padding] for step in steps() for part in step.parts if part or pads)
+        data: Iterator[Any] | None = None
+        for step in steps():
+            previous_size = 0
+            for index, part in enumerate(step.parts):
+                if not part and not pads:
+                    continue
+                if data is None:
+                    data = iter(self._loader)
+                values = next(data)
+                self.num_padding += not part
+                session.begin_micro(
+                    Micro(
+                        index=index, count=len(step.parts), size=len(part), previous_size=previous_size,
+                        share=step.share, batch_size=step.batch_size, num_shares=step.num_shares,
+                    )  # fmt: skip
+                )
+                yield values
+                previous_size = len(part)
+            sampler.position += step.batch_size
+            action = session.boundary(loop, batch_size=step.batch_size, is_over=lambda: self._is_over(loop))
+            if action is not Action.CONTINUE:
+                return action
+        return Action.CONTINUE
+
+    # -- what survives ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "sampler": self.sampler.state_dict(),
+            "active": self._active,
+            "loop_progress": self._loop_progress,
+            "batch": (self.batch.batch_size, self.batch.atomic_batch_size, self.batch.accum_steps),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        try:
+            self.sampler.load_state_dict(state_dict["sampler"])
+        except ValueError as error:
+            raise UsageError(f"loader {self.name!r} cannot go on: {error}") from error
+        self._active, self._loop_progress = state_dict["active"], state_dict["loop_progress"]
+        batch_size, atomic_batch_size, accum_steps = state_dict["batch"]
+        if self.is_adaptive or batch_size == self.init_batch_size:
+            self.batch = Batch(batch_size=batch_size, atomic_batch_size=atomic_batch_size, accum_steps=accum_steps)
+
+
+class _Upcoming:
+    """The batch sampler of the torch loader: whatever the loop has laid out for its present segment."""
+
+    def __init__(self, loader: AdaptiveDataLoader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._loader._upcoming)
+
+
+def _check(dataset: Any, batch_size: Any, sampler: Any, batch_sampler: Any) -> None:
+    if isinstance(dataset, IterableDataset):
+        raise UsageError(
+            "AdaptiveDataLoader needs a map-style Dataset (with __getitem__ and __len__), so that every replica can take "
+            f"its share and no sample is lost, but got the IterableDataset {type(dataset).__name__}; "
+            "give it an index, or use torch's DataLoader for it"
+        )
+    if sampler is not None or batch_sampler is not None:
+        which = "sampler" if sampler is not None else "batch_sampler"
+        raise UsageError(
+            f"AdaptiveDataLoader draws samples by itself and cannot follow {which}={sampler or batch_sampler!r}; use "
+            "shuffle=True, or put a selection or weighting into the Dataset (for instance torch.utils.data.Subset)"
+        )
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError(f"batch_size must be a whole number of samples ≥ 1, but got {batch_size!r}")
+    if len(dataset) == 0:
+        raise UsageError("the data set must have at least one sample, but is empty")

@@ -1,0 +1,60 @@
+"""Where orders from outside wait for the training thread."""
+
+from __future__ import annotations
+
+import enum
+import threading
+
+from adaptdl.plan import Advance, Plan
+
+__all__ = ["Leave", "Mailbox", "Order"]
+
+
+class Order(enum.Enum):
+    """An order without content."""
+
+    LEAVE = "leave"
+
+
+class Leave(BaseException):
+    """Unwinds the user's function in a replica that is no longer a member. Not an Exception: nothing of the user's
+    should stop it on the way."""
+
+
+class Mailbox:
+    """Orders for one replica; every method may be called from any thread and returns at once, except `wait`."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._orders: list[Plan | Advance | Order] = []
+        self.plan: Plan | None = None
+        """For the source: the plan to carry out."""
+        self.interrupted = False
+
+    def put(self, order: Plan | Advance | Order) -> None:
+        with self._condition:
+            self._orders.append(order)
+            self._condition.notify_all()
+
+    def wait(self, timeout_s: float | None = None) -> Plan | Advance | Order | None:
+        """The newest order, older ones are void; None if there is none in time."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._orders, timeout_s)
+            order = self._orders[-1] if self._orders else None
+            if Order.LEAVE in self._orders:
+                order = Order.LEAVE
+            self._orders.clear()
+            return order
+
+    def any(self) -> bool:
+        """Whether an order waits."""
+        return bool(self._orders)
+
+    def peek(self) -> Plan | Advance | Order | None:
+        """The newest order, which stays."""
+        with self._condition:
+            return self._orders[-1] if self._orders else None
+
+    def clear(self) -> None:
+        with self._condition:
+            self._orders.clear()

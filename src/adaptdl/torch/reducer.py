@@ -1,0 +1,200 @@
+"""Sums gradients over the replicas, by shares, and takes the norms that the noise scale needs on the way.
+
+It is the communication hook of torch's DistributedDataParallel, so it sees flat buckets, not parameters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from adaptdl.torch.gradient_noise import GradientNoise
+from adaptdl.torch.group import Group
+from adaptdl.torch.loop import Micro
+
+__all__ = ["GradientReducer"]
+
+_REFRESH_STEPS = 20
+"""Steps between two looks at the optimizer's second moments; they change over hundreds of steps."""
+
+
+@dataclass
+class _Sample:
+    """The norms of one step, of this replica."""
+
+    micro: Micro
+    init_batch_size: int
+    loss_scale: float
+    local: list[torch.Tensor] = field(default_factory=list)
+    """Squared norm per bucket of the local gradient, in units of the last part."""
+    averaged: list[torch.Tensor] = field(default_factory=list)
+    products: list[torch.Tensor] = field(default_factory=list)
+    """With one gradient per step: ⟨this, previous⟩ per bucket."""
+    first_sqr: torch.Tensor | None = None
+    """With accumulation: squared norm of the gradient of the first part."""
+    is_complete: bool = False
+
+
+class GradientReducer:
+    """One model's gradients in one generation.
+
+    Args:
+        group: of the generation.
+        noise: where the samples go.
+        second_moments: v̂ of each parameter (in the bucket's order, flat) for optimizers that divide by √v̂, or None.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        noise: GradientNoise,
+        second_moments: Callable[[Sequence[torch.Tensor]], torch.Tensor | None] | None,
+    ) -> None:
+        self._group = group
+        self._noise = noise
+        self._second_moments = second_moments
+        self._preconditioners: dict[int, torch.Tensor | None] = {}
+        self._previous: dict[int, torch.Tensor] = {}
+        self._previous_sample: tuple[Micro, float] | None = None
+        self._sample: _Sample | None = None
+        self._taken: _Sample | None = None
+        self._num_steps = 0
+        self.sync_time_s = 0.0
+        """Time from the launch of the last bucket to its end, in the last step: communication that nothing hides."""
+
+    def begin(self, micro: Micro | None, init_batch_size: int, loss_scale: float, first: torch.Tensor | None) -> None:
+        """The gradients of a step begin to arrive."""
+        self._sample = None
+        if micro is not None:
+            self._sample = _Sample(
+                micro=micro, init_batch_size=init_batch_size, loss_scale=loss_scale, first_sqr=first
+            )
+        if self._num_steps % _REFRESH_STEPS == 0:
+            self._preconditioners.clear()
+        self._num_steps += 1
+
+    def reduce(self, bucket: dist.GradBucket, micro: Micro | None) -> torch.futures.Future[torch.Tensor]:
+        """The communication hook: what comes out is the average over the samples of the step."""
+        buffer, sample = bucket.buffer(), self._sample
+        if sample is not None:
+            self._measure(bucket, buffer, sample)
+        weight = 1 / self._group.num_replicas if micro is None else micro.weight
+        if weight != 1.0:
+            buffer.mul_(weight)
+        if self._group.num_replicas == 1:
+            done: torch.futures.Future[torch.Tensor] = torch.futures.Future(
+                devices=[buffer.device] if buffer.is_cuda else None
+            )
+            done.set_result(buffer)
+            return done
+        launched, index, is_last = time.monotonic(), bucket.index(), bucket.is_last()
+        work = dist.all_reduce(buffer, async_op=True)
+        assert work is not None
+
+        def reduced(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+            result = future.value()[0]
+            if is_last:
+                self.sync_time_s = time.monotonic() - launched
+            if sample is not None:
+                sample.averaged.append(_sqr(self._precondition(index, result)))
+                sample.is_complete = is_last
+            return result
+
+        return work.get_future().then(reduced)
+
+    def zeros(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        """The communication hook of a replica that keeps the others company."""
+        work = dist.all_reduce(bucket.buffer(), async_op=True)
+        assert work is not None
+        return work.get_future().then(lambda future: future.value()[0])
+
+    def _measure(self, bucket: dist.GradBucket, buffer: torch.Tensor, sample: _Sample) -> None:
+        index = bucket.index()
+        if self._second_moments is not None and index not in self._preconditioners:
+            moments = self._second_moments(bucket.parameters())
+            self._preconditioners[index] = None if moments is None else moments.sqrt_().add_(1e-8).reciprocal_()
+        values = self._precondition(index, buffer)
+        sample.local.append(_sqr(values))
+        if self._group.num_replicas == 1:
+            sample.is_complete = bucket.is_last()
+            if sample.micro.count == 1:
+                previous = self._previous.get(index)
+                if previous is not None and previous.shape == values.shape:
+                    sample.products.append(_dot(values, previous))
+                    previous.copy_(values)
+                else:
+                    self._previous[index] = values.detach().clone()
+
+    def _precondition(self, index: int, buffer: torch.Tensor) -> torch.Tensor:
+        preconditioner = self._preconditioners.get(index)
+        if preconditioner is None or preconditioner.shape != buffer.shape:
+            return buffer
+        return buffer * preconditioner
+
+    def take_sample(self) -> tuple[float, float] | None:
+        """This replica's entries in the next step exchange; None if the step before gave no usable sample."""
+        sample, self._sample = self._sample, None
+        self._taken = None
+        if sample is None or not sample.is_complete:
+            return None
+        micro, num_replicas = sample.micro, self._group.num_replicas
+        unscale = sample.loss_scale**-2
+        local = sum(float(value) for value in sample.local) * unscale
+        if micro.share:
+            local *= (micro.size / micro.share) ** 2  # from units of the last part to the mean over the share
+        if num_replicas == 1:
+            self._taken = sample
+            return local, local
+        if micro.num_shares < 2:
+            return None
+        self._taken = sample
+        averaged = sum(float(value) for value in sample.averaged) * unscale
+        return local * micro.share / micro.batch_size, averaged / num_replicas
+
+    def give_sample(self, local: float, averaged: float) -> None:
+        """The sums over all replicas of what they gave in `take_sample`."""
+        sample, self._taken = self._taken, None
+        if sample is None:
+            return
+        micro = sample.micro
+        scale = micro.batch_size / sample.init_batch_size
+        unscale = sample.loss_scale**-2
+        if self._group.num_replicas > 1:
+            self._noise.add_norms(
+                local, averaged, scale=scale,
+                inverse_small=micro.num_shares / micro.batch_size, inverse_large=1 / micro.batch_size,
+            )  # fmt: skip
+        elif micro.count > 1:
+            if sample.first_sqr is not None:
+                # Parts are in order of size, the first one is the largest and differs by one at most.
+                first_size = -(-micro.batch_size // micro.count)
+                self._noise.add_norms(
+                    float(sample.first_sqr) * unscale, local, scale=scale,
+                    inverse_small=1 / first_size, inverse_large=1 / micro.batch_size,
+                )  # fmt: skip
+        else:
+            before, self._previous_sample = self._previous_sample, (micro, local)
+            if before is not None and len(sample.products) == len(sample.local) and before[0].batch_size == micro.batch_size:
+                product = sum(float(value) for value in sample.products) * unscale
+                self._noise.add_pair(local, before[1], product, batch_size=micro.batch_size, scale=scale)
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    if a.dtype in (torch.float32, torch.float64):
+        return torch.dot(a, b)
+    return torch.dot(a.float(), b.float())
+
+
+def _sqr(values: torch.Tensor) -> torch.Tensor:
+    return _dot(values, values)
+
+
+def foreach_sqr(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Squared norm of all `tensors` together, a tensor of one element."""
+    norms: Any = torch._foreach_norm(list(tensors))
+    return torch.stack([norm.float() for norm in norms]).square().sum()

@@ -1,0 +1,139 @@
+"""States on their way: from one replica to another (tensors as tensors), or into the bytes of a snapshot.
+
+A snapshot is a ``torch.save`` file that holds tensors, numbers, strings and containers of them only, so that it is
+loaded with ``weights_only`` and can run no code.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from adaptdl.errors import SnapshotError
+from adaptdl.torch.group import Group
+
+__all__ = ["broadcast_states", "copy_states", "read_snapshot", "write_snapshot"]
+
+_FORMAT = "adaptdl-snapshot"
+_VERSION = 1
+
+
+class _Packer(pickle.Pickler):
+    """Pickles everything but tensors, which it puts aside."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.tensors: list[torch.Tensor] = []
+        self._index: dict[int, int] = {}
+
+    def persistent_id(self, obj: Any) -> int | None:
+        if not isinstance(obj, torch.Tensor):
+            return None
+        if id(obj) not in self._index:
+            self._index[id(obj)] = len(self.tensors)
+            self.tensors.append(obj)
+        return self._index[id(obj)]
+
+
+class _Unpacker(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, tensors: list[torch.Tensor]) -> None:
+        super().__init__(file)
+        self._tensors = tensors
+
+    def persistent_load(self, pid: Any) -> torch.Tensor:
+        return self._tensors[pid]
+
+
+def broadcast_states(group: Group, states: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Sends rank 0's `states` to all replicas; on rank 0 it returns them as they are.
+
+    One message for the structure, and one for all tensors of the same type and kind of device.
+    """
+    if group.num_replicas == 1:
+        assert states is not None
+        return states
+    if group.rank == 0:
+        file = io.BytesIO()
+        packer = _Packer(file)
+        packer.dump(states)
+        tensors = packer.tensors
+        group.broadcast_object((file.getvalue(), [(t.dtype, tuple(t.shape), t.device.type) for t in tensors]))
+        for indices in _kinds([(t.dtype, t.device.type) for t in tensors]).values():
+            group.broadcast(torch.cat([tensors[i].detach().reshape(-1) for i in indices]))
+        assert states is not None
+        return states
+    skeleton, metas = group.broadcast_object()
+    received: list[torch.Tensor] = [torch.empty(0)] * len(metas)
+    for (dtype, device), indices in _kinds([(dtype, device) for dtype, _, device in metas]).items():
+        sizes = [int(np.prod(metas[i][1], dtype=np.int64)) for i in indices]
+        flat = torch.empty(sum(sizes), dtype=dtype, device=device)
+        group.broadcast(flat)
+        for i, part in zip(indices, flat.split(sizes), strict=True):
+            received[i] = part.view(metas[i][1])
+    result: Mapping[str, Any] = _Unpacker(io.BytesIO(skeleton), received).load()
+    return result
+
+
+def _kinds(kinds: list[tuple[torch.dtype, str]]) -> dict[tuple[torch.dtype, str], list[int]]:
+    groups: dict[tuple[torch.dtype, str], list[int]] = defaultdict(list)
+    for i, kind in enumerate(kinds):
+        groups[kind].append(i)
+    return groups
+
+
+def copy_states(value: Any) -> Any:
+    """A copy of `value` that later steps do not change, tensors on the CPU, numpy values as torch and Python ones."""
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach()
+        return tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        plain = {copy_states(k): copy_states(v) for k, v in value.items()}
+        return plain
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return type(value)(copy_states(item) for item in value) if type(value) in _SEQUENCES else [*map(copy_states, value)]
+    return copy.deepcopy(value)
+
+
+_SEQUENCES = (list, tuple, set, frozenset)
+
+
+def write_snapshot(states: Mapping[str, Any]) -> bytes:
+    """The bytes of a snapshot of `states` (already copied).
+
+    Raises:
+        SnapshotError: a state holds something that could not be read back.
+    """
+    file = io.BytesIO()
+    torch.save({"format": _FORMAT, "version": _VERSION, "states": dict(states)}, file)
+    return file.getvalue()
+
+
+def read_snapshot(data: bytes) -> dict[str, Any]:
+    """The states in the bytes of a snapshot.
+
+    Raises:
+        SnapshotError: the bytes are damaged, or not a snapshot of this version of the format.
+    """
+    try:
+        content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise SnapshotError(f"this snapshot of {len(data)} bytes cannot be read: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise SnapshotError("these bytes are a file of torch, but no snapshot of AdaptDL")
+    if content.get("version") != _VERSION:
+        raise SnapshotError(
+            f"the snapshot must be of version {_VERSION} to be read here, but is of {content.get('version')!r}"
+        )
+    states: dict[str, Any] = content["states"]
+    return states

@@ -1,0 +1,264 @@
+"""The thread beside Tune's loop that asks the coordinators how they stand, asks the allocator, and applies its answers.
+
+Tune's loop talks to it through two queues and never waits for it; it never touches Tune's objects.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from adaptdl.policy import Node
+from adaptdl.runtime.allocator import Allocator, Change
+from adaptdl.runtime.config import ElasticConfig
+from adaptdl.runtime.messages import JobStatus
+from adaptdl.runtime.nodes import ClusterView
+from adaptdl.runtime.placement import prefix_of, sweep
+
+__all__ = ["AllocationLoop", "Arrived", "Departed", "Seen"]
+
+logger = logging.getLogger(__name__)
+
+_TICK_S = 0.25
+_STATUS_INTERVAL_S = 0.5
+_LOOK_INTERVAL_S = 1.0
+"""How often the nodes are looked at."""
+_ANSWER_WAIT_S = 0.1
+"""How long answers of coordinators are waited for in one go; late ones are taken the next time."""
+_INFEASIBLE_AFTER_S = 3.0
+"""How long a trial may ask for more than the cluster has before it fails: nodes may be on their way."""
+_SWEEP_AFTER_S = (1.0, 10.0)
+"""When the reservations of a trial that is gone are looked for: its coordinator gives them back by itself."""
+_JOIN_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrived:
+    """A trial is to be run."""
+
+    trial_id: str
+    elastic: ElasticConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A trial's coordinator, or that it has none at present."""
+
+    trial_id: str
+    coordinator: ActorHandle[Any] | None
+    waits: bool = True
+    """Without a coordinator: one is about to come. Otherwise the trial needs nothing for now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Departed:
+    """A trial is not to be run any more."""
+
+    trial_id: str
+
+
+@dataclass
+class _Trial:
+    """What the thread knows of one trial."""
+
+    elastic: ElasticConfig
+    coordinator: ActorHandle[Any] | None = None
+    had_coordinator: bool = False
+    in_allocator: bool = False
+    wish: Change | None = None
+    """The allocation decided last."""
+    sent: Change | None = None
+    """The one the present coordinator was told."""
+    asked_at: float = 0.0
+    answers: list[Any] = field(default_factory=list)
+    infeasible_since: float | None = None
+    failed: bool = False
+
+
+class AllocationLoop:
+    """Runs an allocator for one experiment.
+
+    Args:
+        experiment: its name, which the names of its reservations begin with.
+        allocator: decides; used by the thread only, once it runs.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, *, experiment: str, allocator: Allocator, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._experiment = experiment
+        self._allocator = allocator
+        self._clock = clock
+        self._view = ClusterView(prefix_of(experiment))
+        self._inbox: queue.SimpleQueue[Arrived | Seen | Departed] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[tuple[str, JobStatus]] = queue.SimpleQueue()
+        self._trials: dict[str, _Trial] = {}
+        self._nodes: list[Node] = []
+        self._looked_at = 0.0
+        self._sweeps: list[tuple[float, str]] = []
+        self._wake = threading.Event()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="adaptdl-allocation", daemon=True)
+
+    # -- for Tune's loop: return at once ----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def tell(self, *news: Arrived | Seen | Departed) -> None:
+        """Something has happened in Tune's loop."""
+        for item in news:
+            self._inbox.put(item)
+        self._wake.set()
+
+    def statuses(self) -> list[tuple[str, JobStatus]]:
+        """What coordinators have said since the last call."""
+        found = []
+        while True:
+            try:
+                found.append(self._outbox.get_nowait())
+            except queue.Empty:
+                return found
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """The cluster as last seen."""
+        return self._nodes
+
+    def stop(self) -> None:
+        """Ends the thread and removes every reservation of the experiment that is left."""
+        self._stopped.set()
+        self._wake.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(_JOIN_TIMEOUT_S)
+        if ray.is_initialized():
+            sweep(prefix_of(self._experiment))
+
+    # -- the thread -------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._turn()
+            except RayError as error:
+                logger.warning("the allocation thread will try again: %s", error)
+            except Exception:
+                if not ray.is_initialized():
+                    return
+                logger.exception("the allocation thread failed in one turn and goes on")
+            self._wake.wait(_TICK_S)
+            self._wake.clear()
+
+    def _turn(self) -> None:
+        while not self._inbox.empty():
+            self._take(self._inbox.get())
+        self._collect()
+        now = self._clock()
+        if now - self._looked_at >= _LOOK_INTERVAL_S or not self._nodes:
+            self._nodes, self._looked_at = self._view.look(), now
+        self._sweep_the_departed(now)
+        self._fail_the_infeasible(now)
+        if self._allocator.is_due(self._nodes) and not self._stopped.is_set():
+            for change in self._allocator.step(self._nodes):
+                if (trial := self._trials.get(change.job_id)) is not None:
+                    trial.wish = change
+        self._send()
+
+    def _take(self, news: Arrived | Seen | Departed) -> None:
+        trial = self._trials.get(news.trial_id)
+        if isinstance(news, Arrived):
+            known = trial is not None and trial.had_coordinator
+            self._trials[news.trial_id] = _Trial(elastic=news.elastic, had_coordinator=known, in_allocator=True)
+            self._sweeps = [(due, trial_id) for due, trial_id in self._sweeps if trial_id != news.trial_id]
+            self._allocator.add_job(news.trial_id, news.elastic)
+        elif trial is None:
+            return
+        elif isinstance(news, Departed):
+            del self._trials[news.trial_id]
+            self._allocator.remove_job(news.trial_id)
+            self._sweeps += [(self._clock() + after_s, news.trial_id) for after_s in _SWEEP_AFTER_S]
+        else:
+            self._see(news, trial)
+
+    def _see(self, seen: Seen, trial: _Trial) -> None:
+        if seen.coordinator is not None and trial.had_coordinator:
+            # What the coordinator before has left behind would be in the way of this one, which has nothing yet.
+            sweep(prefix_of(self._experiment, seen.trial_id))
+        trial.coordinator, trial.sent, trial.answers = seen.coordinator, None, []
+        trial.had_coordinator |= seen.coordinator is not None
+        needed = seen.coordinator is not None or seen.waits
+        if needed and not trial.in_allocator:
+            trial.wish = None
+            self._allocator.add_job(seen.trial_id, trial.elastic)
+        elif not needed and trial.in_allocator:
+            trial.wish = None
+            self._allocator.remove_job(seen.trial_id)
+        trial.in_allocator = needed
+
+    def _collect(self) -> None:
+        """Takes the coordinators' answers that are there, and asks again."""
+        waiting = {answer: trial_id for trial_id, trial in self._trials.items() for answer in trial.answers}
+        if waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=_ANSWER_WAIT_S)
+            for answer in ready:
+                self._take_answer(answer, waiting[answer])
+        now = self._clock()
+        for trial in self._trials.values():
+            if trial.coordinator is not None and not trial.answers and now - trial.asked_at >= _STATUS_INTERVAL_S:
+                trial.asked_at = now
+                trial.answers.append(trial.coordinator.status.remote())
+
+    def _take_answer(self, answer: Any, trial_id: str) -> None:
+        trial = self._trials[trial_id]
+        trial.answers.remove(answer)
+        try:
+            status: JobStatus = ray.get(answer)
+        except RayError as error:  # its end is Tune's to notice; a new coordinator may come
+            logger.debug("the coordinator of trial %s does not answer: %s", trial_id, error)
+            return
+        self._allocator.update(trial_id, status)
+        self._outbox.put((trial_id, status))
+
+    def _send(self) -> None:
+        """Tells coordinators what was decided, those that give something back first."""
+        unsent = [
+            trial
+            for trial in self._trials.values()
+            if trial.coordinator is not None and trial.wish is not None and trial.sent is not trial.wish
+        ]
+        for trial in sorted(unsent, key=lambda trial: trial.wish.growth if trial.wish is not None else 0):
+            assert trial.coordinator is not None and trial.wish is not None
+            trial.sent = trial.wish
+            trial.answers.append(
+                trial.coordinator.set_allocation.remote(dict(trial.wish.after), trial.wish.elastic, trial.wish.reason)
+            )
+
+    def _fail_the_infeasible(self, now: float) -> None:
+        infeasible = self._allocator.infeasible(self._nodes)
+        for trial_id, trial in self._trials.items():
+            if trial_id not in infeasible:
+                trial.infeasible_since = None
+                continue
+            if trial.infeasible_since is None:
+                trial.infeasible_since = now
+            late = now - trial.infeasible_since >= _INFEASIBLE_AFTER_S
+            if late and not trial.failed and trial.coordinator is not None and not trial.wish:
+                trial.failed = True
+                trial.coordinator.fail.remote(infeasible[trial_id])
+
+    def _sweep_the_departed(self, now: float) -> None:
+        due = [trial_id for at, trial_id in self._sweeps if at <= now]
+        self._sweeps = [(at, trial_id) for at, trial_id in self._sweeps if at > now]
+        for trial_id in set(due):
+            if trial_id not in self._trials:
+                sweep(prefix_of(self._experiment, trial_id))

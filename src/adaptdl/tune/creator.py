@@ -1,0 +1,98 @@
+"""From a training function to the trainable that Tune runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ray import cloudpickle
+from ray.tune import PlacementGroupFactory
+from ray.tune.trainable import FunctionTrainable, wrap_function
+
+from adaptdl.errors import UsageError
+from adaptdl.runtime.config import ElasticConfig
+from adaptdl.tune.trainable import AdaptDLTrainable
+
+__all__ = ["DistributedTrainableCreator", "elastic_from_function_trainable", "report"]
+
+
+def DistributedTrainableCreator(  # noqa: N802 (the name users know)
+    func: Callable[[dict[str, Any]], Any],
+    *,
+    resources_per_replica: Mapping[str, float] | None = None,
+    min_replicas: int = 1,
+    max_replicas: int | None = None,
+    elastic: ElasticConfig | None = None,
+) -> type[AdaptDLTrainable]:
+    """Makes a trainable of a training function, for ``tune.run`` or ``Tuner`` with ``scheduler=AdaptDLScheduler()``.
+
+    Args:
+        func: the training function; takes the config.
+        resources_per_replica: what one replica holds, e.g. ``{"GPU": 1, "CPU": 4}``. None: what the scheduler says, else one
+            GPU if the cluster has GPUs, else one CPU.
+        min_replicas: a trial runs on at least so many replicas, or waits.
+        max_replicas: and on at most so many.
+        elastic: time limits and the like; the arguments above are put into it.
+
+    Raises:
+        UsageError: an argument is out of its bounds, or `func` is no function of one argument.
+    """
+    if not callable(func) or isinstance(func, type):
+        raise UsageError(f"a training function is needed, such as `def train(config): ...`, but got {func!r}")
+    try:
+        wrapped = wrap_function(func)
+    except ValueError as error:
+        raise UsageError(f"the training function must take one argument, the config: {error}") from error
+    config = replace(
+        elastic or ElasticConfig(),
+        resources_per_replica=resources_per_replica,
+        min_replicas=min_replicas,
+        max_replicas=max_replicas,
+    )
+    return _trainable(wrapped, config)
+
+
+def elastic_from_function_trainable(
+    wrapped: type[FunctionTrainable], own_resources: PlacementGroupFactory | None, config: dict[str, Any]
+) -> type[AdaptDLTrainable]:
+    """The elastic trainable for a plain function that was handed to Tune, as Tune has wrapped it.
+
+    Args:
+        wrapped: Tune's class around the function.
+        own_resources: what the user has asked for per trial, if anything: taken as what a replica holds.
+        config: the trial's.
+    """
+    requested = own_resources or wrapped.default_resource_request(config)
+    resources = None
+    if isinstance(requested, PlacementGroupFactory):
+        resources = {name: amount for name, amount in requested.bundles[0].items() if amount > 0}
+    elif isinstance(requested, dict):
+        resources = requested
+    return _trainable(wrapped, ElasticConfig(resources_per_replica=resources or None))
+
+
+def _trainable(wrapped: type[FunctionTrainable], elastic: ElasticConfig) -> type[AdaptDLTrainable]:
+    # The name is what tables show in front of the numbers of replicas and restarts.
+    return type(
+        "AdaptDLTrainable",
+        (AdaptDLTrainable,),
+        {"__module__": __name__, "function": cloudpickle.dumps(_function_of(wrapped)), "elastic": elastic},
+    )
+
+
+def _function_of(wrapped: type[FunctionTrainable]) -> Callable[[dict[str, Any]], Any]:
+    """What Tune's class runs: the user's function, with what it returns or yields reported."""
+    run = wrapped._trainable_func
+
+    def train(config: dict[str, Any]) -> Any:
+        return run(None, config)  # type: ignore[arg-type]
+
+    return train
+
+
+def report(metrics: Mapping[str, Any] | None = None, /, **more: Any) -> None:
+    """``tune.report`` that also takes keywords: ``report(mean_accuracy=acc)``."""
+    from ray import tune
+
+    tune.report({**(metrics or {}), **more})

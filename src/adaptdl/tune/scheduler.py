@@ -1,0 +1,296 @@
+"""The scheduler that users pass to Tune: it decides where trials run and how wide.
+
+*Which* trials live is decided by a base scheduler (FIFO, ASHA, HyperBand, PBT, ...), to which every question of Tune is
+passed on. Tune asks about ten times a second; everything slow happens in :class:`~adaptdl.tune.allocation_loop.AllocationLoop`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.actor import ActorHandle
+from ray.tune import Callback, PlacementGroupFactory
+from ray.tune.experiment import Trial
+from ray.tune.registry import register_trainable
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.trainable import FunctionTrainable
+
+from adaptdl.errors import UsageError
+from adaptdl.policy import OptimalPolicy, Policy
+from adaptdl.runtime.allocator import Allocator
+from adaptdl.runtime.config import ElasticConfig
+from adaptdl.runtime.messages import JobStatus
+from adaptdl.runtime.nodes import ClusterView, capacity, default_resources_per_replica
+from adaptdl.runtime.placement import prefix_of
+from adaptdl.tune.admission import Admission
+from adaptdl.tune.allocation_loop import AllocationLoop, Arrived, Departed, Seen
+from adaptdl.tune.creator import elastic_from_function_trainable
+from adaptdl.tune.output import add_table_columns
+from adaptdl.tune.trainable import AdaptDLTrainable
+
+__all__ = ["AdaptDLScheduler"]
+
+logger = logging.getLogger(__name__)
+
+_LOOK_INTERVAL_S = 0.1
+"""How often trials are looked at for new coordinators."""
+
+
+@dataclass
+class _Tracked:
+    """A trial that is to be run."""
+
+    trial: Trial
+    elastic: ElasticConfig
+    coordinator: ActorHandle[Any] | None = None
+    status: str = Trial.PENDING
+    number: int = -1
+    """Of the last reallocation that was logged."""
+
+
+@dataclass
+class _Experiment:
+    """What belongs to one run of Tune; never pickled."""
+
+    controller_id: int
+    name: str
+    loop: AllocationLoop
+    admission: Admission
+    tracked: dict[str, _Tracked] = field(default_factory=dict)
+    looked_at: float = 0.0
+    num_replicas: dict[str, int] = field(default_factory=dict)
+    goodput: dict[str, float] = field(default_factory=dict)
+
+
+class AdaptDLScheduler(TrialScheduler):  # type: ignore[misc]
+    """Adjusts the replicas of every trial while it runs, so that the cluster does the most useful training it can.
+
+    Args:
+        base_scheduler: decides which trials live; FIFO if None.
+        policy: divides the cluster among the trials; :class:`~adaptdl.policy.OptimalPolicy` if None.
+        interval_s: how often the division is reconsidered when nothing happens, > 0. Trials that come or end, and nodes that
+            come or go, are considered at once.
+        resources_per_replica: what one replica holds, for trials that do not say it themselves. None: one GPU if the cluster
+            has GPUs, else one CPU.
+        min_replicas: a trial runs on at least so many replicas, or waits; for trials that do not say it themselves.
+        max_replicas: and on at most so many.
+        elastic: time limits and the like; the three arguments above are put into it.
+
+    Raises:
+        UsageError: an argument is out of its bounds.
+    """
+
+    def __init__(
+        self,
+        base_scheduler: TrialScheduler | None = None,
+        *,
+        policy: Policy | None = None,
+        interval_s: float = 5.0,
+        resources_per_replica: Mapping[str, float] | None = None,
+        min_replicas: int = 1,
+        max_replicas: int | None = None,
+        elastic: ElasticConfig | None = None,
+    ) -> None:
+        super().__init__()
+        if base_scheduler is not None and not isinstance(base_scheduler, TrialScheduler):
+            raise UsageError(f"`base_scheduler` must be one of Tune's schedulers, but got {base_scheduler!r}")
+        if isinstance(base_scheduler, AdaptDLScheduler):
+            raise UsageError("`base_scheduler` must not be an AdaptDLScheduler itself")
+        if not interval_s > 0:
+            raise UsageError(f"`interval_s > 0` must hold, but got (interval_s={interval_s!r})")
+        self._base = base_scheduler or FIFOScheduler()
+        self._policy = policy or OptimalPolicy()
+        self._interval_s = float(interval_s)
+        own = ElasticConfig(
+            resources_per_replica=resources_per_replica, min_replicas=min_replicas, max_replicas=max_replicas
+        )
+        self._elastic = own.with_defaults(elastic or ElasticConfig())
+        self._experiment: _Experiment | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_experiment": None}
+
+    # -- passed on to the base scheduler ----------------------------------------------------------------------------
+
+    @property
+    def base_scheduler(self) -> TrialScheduler:
+        return self._base
+
+    @property
+    def metric(self) -> str | None:
+        metric: str | None = self._base.metric
+        return metric
+
+    @property
+    def _metric(self) -> str | None:
+        return self.metric
+
+    @property
+    def supports_buffered_results(self) -> bool:
+        """Never: results come one by one from an asynchronous trainable."""
+        return False
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        add_table_columns()
+        accepted: bool = self._base.set_search_properties(metric, mode, **spec)
+        return accepted
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        experiment = self._of(tune_controller, trial)
+        elastic = self._make_elastic(trial)
+        self._base.on_trial_add(tune_controller, trial)
+        experiment.tracked[trial.trial_id] = _Tracked(trial=trial, elastic=elastic)
+        experiment.admission.count_living([trial.trial_id])
+        experiment.loop.tell(Arrived(trial_id=trial.trial_id, elastic=elastic))
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        decision: str = self._base.on_trial_result(tune_controller, trial, result)
+        return decision
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self._forget(trial)
+        self._base.on_trial_error(tune_controller, trial)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        self._forget(trial)
+        self._base.on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        self._forget(trial)
+        self._base.on_trial_remove(tune_controller, trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        if self._experiment is not None:
+            self._look(self._experiment)
+        trial: Trial | None = self._base.choose_trial_to_run(tune_controller)
+        return trial
+
+    def debug_string(self) -> str:
+        experiment = self._experiment
+        base = self._base.debug_string()
+        if experiment is None:
+            return f"AdaptDL over: {base}"
+        running = {trial_id: number for trial_id, number in experiment.num_replicas.items() if number > 0}
+        goodput = sum(experiment.goodput.get(trial_id, 0.0) for trial_id in running)
+        nodes = [node for node in experiment.loop.nodes if not node.draining]
+        return (
+            f"AdaptDL: {len(running)} trials on {sum(running.values())} replicas, {len(nodes)} nodes, "
+            f"goodput {goodput:.4g} samples/s, over: {base}"
+        )
+
+    # -- one experiment ---------------------------------------------------------------------------------------------
+
+    def _of(self, tune_controller: Any, trial: Trial) -> _Experiment:
+        controller = getattr(tune_controller, "_tune_controller", tune_controller)
+        experiment = self._experiment
+        if experiment is not None and experiment.controller_id == id(controller):
+            return experiment
+        if experiment is not None:
+            experiment.loop.stop()
+        name = trial.experiment_dir_name
+        nodes = ClusterView(prefix_of(name)).look()
+        admission = Admission(controller.search_alg)
+        admission.allow(self._num_trials(nodes))
+        loop = AllocationLoop(experiment=name, allocator=Allocator(self._policy, interval_s=self._interval_s))
+        experiment = self._experiment = _Experiment(
+            controller_id=id(controller), name=name, loop=loop, admission=admission
+        )
+        controller._callbacks._callbacks.append(_AtTheEnd(loop))
+        loop.start()
+        return experiment
+
+    def _num_trials(self, nodes: Any) -> int:
+        """As many trials as the cluster can run at once."""
+        resources = self._elastic.resources_per_replica or default_resources_per_replica(nodes)
+        return max(1, capacity(nodes, resources) // self._elastic.min_replicas)
+
+    def _make_elastic(self, trial: Trial) -> ElasticConfig:
+        """Sees to it that the trial's trainable is ours.
+
+        Raises:
+            UsageError: it is a class of the user's, which cannot be.
+        """
+        trainable = trial.get_trainable_cls()
+        if isinstance(trainable, type) and issubclass(trainable, AdaptDLTrainable):
+            return trainable.elastic.with_defaults(self._elastic)
+        if not (isinstance(trainable, type) and issubclass(trainable, FunctionTrainable)):
+            raise UsageError(
+                f"AdaptDLScheduler runs training functions, but {trial.trainable_name!r} is a class of its own; "
+                "pass a function, or DistributedTrainableCreator(function)"
+            )
+        made = elastic_from_function_trainable(trainable, trial._default_placement_group_factory, trial.config)
+        register_trainable(trial.trainable_name, made, warn=False)
+        self._set_resources(trial, made.default_resource_request(trial.config))
+        return made.elastic.with_defaults(self._elastic)
+
+    @staticmethod
+    def _set_resources(trial: Trial, resources: PlacementGroupFactory) -> None:
+        trial._default_placement_group_factory = None
+        trial.placement_group_factory = None
+        trial.update_resources(resources)
+
+    def _forget(self, trial: Trial) -> None:
+        experiment = self._experiment
+        if experiment is not None and experiment.tracked.pop(trial.trial_id, None) is not None:
+            experiment.num_replicas.pop(trial.trial_id, None)
+            experiment.loop.tell(Departed(trial_id=trial.trial_id))
+
+    # -- in Tune's loop, ten times a second and more ----------------------------------------------------------------
+
+    def _look(self, experiment: _Experiment) -> None:
+        now = time.monotonic()
+        if now - experiment.looked_at < _LOOK_INTERVAL_S:
+            return
+        experiment.looked_at = now
+        for tracked in experiment.tracked.values():
+            coordinator, status = tracked.trial.temporary_state.ray_actor, tracked.trial.status
+            if coordinator is not tracked.coordinator or status != tracked.status:
+                self._pass_on(experiment, tracked, coordinator, status)
+        for trial_id, job_status in experiment.loop.statuses():
+            tracked_trial = experiment.tracked.get(trial_id)
+            if tracked_trial is not None and tracked_trial.coordinator is not None:
+                self._show(experiment, tracked_trial, job_status)
+        if experiment.loop.nodes:
+            experiment.admission.allow(self._num_trials(experiment.loop.nodes))
+
+    @staticmethod
+    def _pass_on(
+        experiment: _Experiment, tracked: _Tracked, coordinator: ActorHandle[Any] | None, status: str
+    ) -> None:
+        changed = coordinator is not tracked.coordinator
+        waits = status == Trial.PENDING
+        if changed or waits != (tracked.status == Trial.PENDING):
+            experiment.loop.tell(Seen(trial_id=tracked.trial.trial_id, coordinator=coordinator, waits=waits))
+        tracked.coordinator, tracked.status = coordinator, status
+
+    @staticmethod
+    def _show(experiment: _Experiment, tracked: _Tracked, status: JobStatus) -> None:
+        """Lets the trial's name and the log follow its reallocations."""
+        trial = tracked.trial
+        experiment.num_replicas[trial.trial_id] = status.num_replicas
+        experiment.goodput[trial.trial_id] = status.metrics.get("adaptdl/goodput", 0.0)
+        fresh = [change for change in status.reallocations if change.number > tracked.number]
+        for change in fresh:
+            tracked.number = change.number
+            logger.info("%s", change.describe(trial.trial_id))
+        if not fresh:
+            return
+        last = fresh[-1]
+        if trial.trial_name_creator is None:
+            trial.custom_trial_name = f"AdaptDLTrainable_{last.after}_{last.number}_{trial.trial_id}"
+        trial.adaptdl = {"num_replicas": last.after, "num_restarts": last.number, "pause_s": status.pause_s}
+        trial.invalidate_json_state()
+
+
+class _AtTheEnd(Callback):  # type: ignore[misc]
+    """Tells when an experiment is over, however it ended."""
+
+    def __init__(self, loop: AllocationLoop) -> None:
+        self._loop = loop
+
+    def on_experiment_end(self, trials: Any, **info: Any) -> None:
+        self._loop.stop()
