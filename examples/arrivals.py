@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +11,15 @@ from ray.tune.search import Searcher
 
 
 class Arrivals(Searcher):
-    """Hands out the suggestions of another searcher one by one, at least `interval_s` apart.
+    """Hands out the suggestions of another searcher one by one.
 
-    Everything else is the other searcher's: it never learns that its suggestions waited.
+    The next trial arrives `interval_s` after the newest one has reported its first result, or has ended: on a slow
+    machine as on a fast one, each has trained for a while. Everything else is the other searcher's, which never learns
+    that its suggestions waited.
 
     Args:
         searcher: whose suggestions they are.
-        interval_s: from one trial to the next; 0 lets them all come at once.
+        interval_s: from one trial's first result to the next trial; 0 lets them all come at once.
         clock: seconds, from anywhere; never runs backwards.
     """
 
@@ -27,7 +30,9 @@ class Arrivals(Searcher):
         self.searcher = searcher
         self._interval_s = interval_s
         self._clock = clock
-        self._next_s: float | None = None
+        self._newest: str | None = None
+        """The trial whose first result is waited for."""
+        self._next_s = -math.inf
 
     @property
     def metric(self) -> Any:
@@ -39,13 +44,17 @@ class Arrivals(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next configuration, or None as long as nobody has arrived."""
-        now_s = self._clock()
-        if self._next_s is not None and now_s < self._next_s:
+        if self._newest is not None or self._clock() < self._next_s:
             return None
         suggestion = self.searcher.suggest(trial_id)
-        if suggestion is not None and suggestion != Searcher.FINISHED:
-            self._next_s = now_s + self._interval_s
+        if self._interval_s > 0 and suggestion is not None and suggestion != Searcher.FINISHED:
+            self._newest = trial_id
         return suggestion
+
+    def _settled(self, trial_id: str) -> None:
+        if trial_id == self._newest:
+            self._newest = None
+            self._next_s = self._clock() + self._interval_s
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return self.searcher.set_search_properties(metric, mode, config, **spec)
@@ -54,9 +63,11 @@ class Arrivals(Searcher):
         return self.searcher.set_max_concurrency(max_concurrent)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._settled(trial_id)
         self.searcher.on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._settled(trial_id)
         self.searcher.on_trial_complete(trial_id, result=result, error=error)
 
     def add_evaluated_point(self, *args: Any, **kwargs: Any) -> None:

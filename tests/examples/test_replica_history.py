@@ -1,26 +1,21 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 
-from replica_history import ReplicaHistory, replica_history
+from replica_history import ReallocationLog, ReplicaHistory
 
 
-def history_of(*numbers: int, num_restarts: int = 0) -> ReplicaHistory:
-    return replica_history(
-        {"time_total_s": 10.0 * index, "adaptdl/num_replicas": number, "adaptdl/num_restarts": num_restarts}
-        for index, number in enumerate(numbers)
-    )
-
-
-def test_only_changes_are_kept() -> None:
-    assert history_of(1, 1, 2, 2, 1).changes == ((0.0, 1), (20.0, 2), (40.0, 1))
+def history_of(*numbers: int) -> ReplicaHistory:
+    return ReplicaHistory([(100.0 + 10 * index, number) for index, number in enumerate(numbers)])
 
 
 @pytest.mark.parametrize(
     ("numbers", "grew", "shrank"),
     [
         ((), False, False),
-        ((1, 1), False, False),
+        ((1,), False, False),
         ((1, 2), True, False),
         ((2, 1), False, True),
         ((1, 0), False, True),
@@ -34,5 +29,22 @@ def test_growing_and_shrinking_are_seen(numbers: tuple[int, ...], grew: bool, sh
 
 
 def test_it_reads_as_a_line() -> None:
-    assert str(history_of(1, 2, num_restarts=3)) == "1 (0 s) → 2 (10 s); 3 reallocations"
-    assert str(history_of()) == "never trained; 0 reallocations"
+    assert str(history_of(1, 2, 0)) == "1 (0 s) → 2 (10 s) → 0 (20 s)"
+    assert str(history_of()) == "never started"
+
+
+def test_it_is_read_from_the_log() -> None:
+    log, logger = ReallocationLog(), logging.getLogger("adaptdl.example")
+    logger.addHandler(log)
+    try:
+        for line in (
+            'reallocation trial=a1 0→1 replicas reason="start" pause_s=0.00',
+            'reallocation trial=b2 0→1 replicas reason="start" pause_s=0.00',
+            'reallocation trial=a1 1→2 replicas reason="goodput ×1.9" pause_s=0.05',
+            "something else about trial=a1",
+        ):
+            logger.warning("%s", line)
+    finally:
+        logger.removeHandler(log)
+    assert [number for _, number in log.histories["a1"].changes] == [1, 2]
+    assert [number for _, number in log.histories["b2"].changes] == [1]

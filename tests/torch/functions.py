@@ -34,11 +34,13 @@ def network(dtype: torch.dtype = torch.float64) -> torch.nn.Module:
 
 
 def stop_for_reallocations(config: dict[str, Any]) -> None:
-    """After the steps in `stops`, rank 0 waits for the plan that the test will give it."""
+    """After the k-th of the steps in `stops`, rank 0 waits until the k-th reallocation is done or about to be."""
     session = adl.current_session()
-    if session.rank == 0 and session.num_steps + 1 in config.get("stops", ()):
+    stops = config.get("stops", [])
+    if session.rank == 0 and session.num_steps + 1 in stops:
+        next_generation = stops.index(session.num_steps + 1) + 2
         deadline = time.monotonic() + 60
-        while session.mailbox.plan is None:
+        while session.mailbox.plan is None and session.generation < next_generation:
             assert time.monotonic() < deadline, f"no plan at step {session.num_steps + 1}"
             time.sleep(0.001)
 
@@ -59,13 +61,123 @@ def regression(config: dict[str, Any]) -> dict[str, Any]:
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
     model = adl.AdaptiveDataParallel(module, optimizer)
     samples: list[tuple[int, int]] = []
+    try:
+        for epoch in adl.remaining_epochs_until(config.get("epochs", 3)):
+            for inputs, targets, indices in loader:
+                padded = adl.current_session().micro.size == 0
+                samples += [] if padded else [(epoch, int(i)) for i in indices]
+                optimizer.zero_grad()
+                torch.nn.functional.mse_loss(model(inputs), targets).backward()
+                optimizer.step()
+                stop_for_reallocations(config)
+            adl.report({"epoch": epoch})
+    finally:  # a replica that leaves unwinds
+        adl.current_session().host.send("samples", samples)
+    return {"parameters": parameters(module), "steps": adl.current_session().num_steps}
+
+
+def varied(config: dict[str, Any]) -> dict[str, Any]:
+    """One of the things users do, by config["case"]; deterministic, so that its end can be compared."""
+    case = config["case"]
+    dtype = torch.float64
+    train = adl.AdaptiveDataLoader(Numbers(60, dtype), batch_size=12, shuffle=True)
+    second = adl.AdaptiveDataLoader(Numbers(24, dtype), batch_size=6, shuffle=True, seed=7)
+    test = adl.AdaptiveDataLoader(Numbers(31, dtype), batch_size=8)
+    module = network(dtype)
+    if case == "adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    else:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.7) if case == "lr_scheduler" else None
+    model = adl.AdaptiveDataParallel(module, optimizer, scheduler)
+
+    def steps(loader: adl.AdaptiveDataLoader) -> None:
+        model.train()
+        for batch, (inputs, targets, _) in enumerate(loader):
+            if case == "early_return" and batch * len(inputs) > 30:
+                return  # a replica with fewer samples comes here later
+            if case == "early_break" and batch == 3:
+                break
+            if case == "zero_between":
+                output = model(inputs)
+                optimizer.zero_grad()
+            else:
+                optimizer.zero_grad()
+                with torch.autocast("cpu", enabled=case == "autocast"):
+                    output = model(inputs)
+            torch.nn.functional.mse_loss(output.double(), targets).backward()
+            if case == "clip":
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            stop_for_reallocations(config)
+
+    def evaluate() -> tuple[float, float]:
+        model.eval()
+        totals = adl.Accumulator()
+        with torch.no_grad():
+            for batch, (inputs, targets, _) in enumerate(test):
+                if case == "early_break" and batch == 2:
+                    break
+                totals["error"] += torch.nn.functional.mse_loss(model(inputs), targets, reduction="sum").item()
+                totals.update(count=len(inputs))
+        with totals.synchronized():
+            return totals["error"] / totals["count"], totals["count"]
+
+    history = []
     for epoch in adl.remaining_epochs_until(config.get("epochs", 3)):
-        for inputs, targets, indices in loader:
-            padded = adl.current_session().micro.size == 0
-            samples += [] if padded else [(epoch, int(i)) for i in indices]
+        if case == "accumulation":
+            train.batch = adl.Batch(batch_size=12, atomic_batch_size=2, accum_steps=2)
+        steps(train)
+        if case == "two_loaders":
+            steps(second)
+        if scheduler is not None:
+            scheduler.step()
+        error, count = evaluate()
+        history.append((epoch, error, count))
+        adl.report({"epoch": epoch, "error": error, "count": count})
+    return {
+        "parameters": parameters(module),
+        "history": history,
+        "steps": adl.current_session().num_steps,
+        "lr": optimizer.param_groups[0]["lr"],
+        "noise": model.grad_params(adl.current_session()),
+    }
+
+
+def divides_by_its_batches(config: dict[str, Any]) -> dict[str, Any]:
+    """Code between loops that does not like an empty loop."""
+    train = adl.AdaptiveDataLoader(Numbers(40), batch_size=8)
+    module = network()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    model = adl.AdaptiveDataParallel(module, optimizer)
+    means = []
+    for _ in adl.remaining_epochs_until(config["epochs"]):
+        total, count = 0.0, 0
+        for inputs, targets, _ in train:
+            optimizer.zero_grad()
+            loss = torch.nn.functional.mse_loss(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            total, count = total + loss.item(), count + 1
+            stop_for_reallocations(config)
+        means.append(total / count)
+    return {"parameters": parameters(module), "means": means}
+
+
+def adaptive(config: dict[str, Any]) -> dict[str, Any]:
+    """Batch sizes that follow the goodput."""
+    loader = adl.AdaptiveDataLoader(Numbers(config.get("num_samples", 400), torch.float32), batch_size=8, shuffle=True)
+    loader.autoscale_batch_size(64, local_bsz_bounds=(2, 32), gradient_accumulation=True)
+    module = network(torch.float32)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    model = adl.AdaptiveDataParallel(module, optimizer)
+    sizes = []
+    for _ in adl.remaining_epochs_until(config["epochs"]):
+        for inputs, targets, _ in loader:
+            sizes.append((loader.current_batch_size, loader.current_local_bsz, loader.accumulation_steps, len(inputs)))
             optimizer.zero_grad()
             torch.nn.functional.mse_loss(model(inputs), targets).backward()
             optimizer.step()
             stop_for_reallocations(config)
-        adl.report({"epoch": epoch, "samples": list(samples)})
-    return {"parameters": parameters(module), "samples": samples, "steps": adl.current_session().num_steps}
+    session = adl.current_session()
+    return {"sizes": sizes, "progress": session.progress, "steps": session.num_steps}

@@ -15,7 +15,7 @@ from typing import Any
 
 from adaptdl.plan import Advance, LoopKind, Member, Place, Plan, Position, Switched, Update
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 30.0
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "adaptdl.torch", "torch.nn.parallel", "torch._dynamo", "scipy.optimize"])
@@ -86,7 +86,7 @@ class Replica:
         self.member = member
         self.connection, theirs = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(
-            target=_child, args=(theirs, pickle.dumps((member, func, config, options))), daemon=True
+            target=_child, args=(theirs, pickle.dumps((member, func, config, options))),
         )
         self.process.start()
         theirs.close()
@@ -124,6 +124,7 @@ class Replica:
         while number not in self._answers:
             wait([self.connection], 0.1)
             self.pump()
+            assert self.process.is_alive(), f"{self.member.replica_id} ended with code {self.process.exitcode}"
             assert time.monotonic() < deadline, f"{self.member.replica_id} did not answer {method} in {TIMEOUT_S} s"
         return self._answers.pop(number)
 
@@ -168,19 +169,28 @@ class Trial:
             assert time.monotonic() < deadline, f"{what} did not happen in {TIMEOUT_S} s; last heard: {told}"
 
     def reallocate(
-        self, num_replicas: int, *, nodes: list[str] | None = None, keep: list[Replica] | None = None, park: bool = False
+        self,
+        num_replicas: int,
+        *,
+        nodes: list[str] | None = None,
+        keep: list[Replica] | None = None,
+        joining: list[Replica] | None = None,
+        park: bool = False,
     ) -> Switched:
-        """To `num_replicas`, keeping the first of the present ones (or `keep`); returns when it is done."""
+        """To `num_replicas`, keeping the first of the present ones (or `keep`) and taking those in `joining`, which stand
+        at a loop already; returns when it is done."""
         self.generation += 1
         survivors = self.members[:num_replicas] if keep is None else keep
+        joining = joining or []
         source = self.members[0] if self.members else self.parked
         if not self.members and self.parked is not None and num_replicas and keep is None:
             survivors = [self.parked]
         start = source.call("place") if source is not None else None
-        names = nodes or ["node-0"] * (num_replicas - len(survivors))
-        newcomers = [self.start(name, **({"start": start} if start else {})) for name in names]
+        names = nodes or ["node-0"] * (num_replicas - len(survivors) - len(joining))
+        started = [self.start(name, **({"start": start} if start else {})) for name in names]
+        newcomers = joining + started
         members = survivors + newcomers
-        for replica in newcomers:
+        for replica in started:
             self.wait_for(f"{replica.member.replica_id} at its loop", lambda r=replica: r.take("ready"))
         target = None
         if newcomers and source is not None and self.members:

@@ -44,6 +44,9 @@ PRIOR_GAMMA = 1.7
 GAMMA_RIDGE = 1e-7
 """Pull of γ towards its start: decides where the data do not, and is nothing where they do."""
 
+MAX_STEPS = 60
+"""Of one descent; ten are the rule."""
+
 SHORTEST_S, LONGEST_S = 1e-9, 1e9
 """Times outside are faults of a clock, not steps."""
 
@@ -221,7 +224,12 @@ def _prior(data: _Data) -> tuple[Floats, bool, list[str]]:
 
 
 class _Problem:
-    """The least-squares problem in (u, γ)."""
+    """The least-squares problem in the point (u, γ) of shape (free + 1,).
+
+    Solved by the Levenberg-Marquardt method with u ≥ 0 kept in each linear step, by non-negative least squares. There
+    are so few unknowns that nothing is worth a thread: with L-BFGS-B, whose every step calls a threaded LAPACK, a fit
+    takes a hundred times as long (1 s) on a machine whose cores are busy training.
+    """
 
     def __init__(self, data: _Data, basis: Floats, gamma_is_free: bool) -> None:
         self.data, self.gamma_is_free = data, gamma_is_free
@@ -230,56 +238,74 @@ class _Problem:
         within, across = data.within, data.across
         grad = np.stack([one, data.atomic, zero, zero, zero, zero], axis=1)  # (n, 6)
         sync = np.stack([zero, zero, across, further * across, within, further * within], axis=1)  # (n, 6)
-        self.basis, self.grad, self.sync = basis, grad @ basis, sync @ basis  # (n, free)
+        self.grad, self.sync = grad @ basis, sync @ basis  # (n, free)
+        self.computing = np.abs(self.grad).sum(axis=0) > 0  # (free,); the other u are communication
         # Zero computing has no logarithm.
-        self.lower = np.where(self.grad.any(axis=0), 1e-9, 0.0)
+        self.lower = np.append(np.where(self.computing, 1e-9, 0.0), 1.0)
+        self.root = np.sqrt(data.weight)
 
     def solve(self) -> Floats:
-        """(u, γ) of shape (free + 1,): the best of descents from closed-form starts at several γ."""
-        from scipy.optimize import minimize
-
-        gammas = (1.5, 4.0) if self.gamma_is_free else (PRIOR_GAMMA,)
-        bounds = [(low, None) for low in self.lower]
-        best, best_loss = self._start(gammas[0]), math.inf
-        for gamma in gammas:
-            start = self._start(gamma)
-            limits = [*bounds, (1.0, 10.0) if self.gamma_is_free else (gamma, gamma)]
-            found = minimize(
-                self.loss, start, (gamma,), jac=True, method="L-BFGS-B", bounds=limits,
-                options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 300, "maxcor": 10},
-            )  # fmt: skip
-            for point in (start, found.x):
-                loss = self.loss(point, gamma)[0]
-                if math.isfinite(loss) and loss < best_loss:
-                    best, best_loss = point, loss
+        """The best point reached from closed-form starts at several γ."""
+        best, best_loss = self._start(PRIOR_GAMMA), math.inf
+        for gamma in (1.3, 4.0) if self.gamma_is_free else (PRIOR_GAMMA,):
+            point, loss = self._descend(self._start(gamma), gamma)
+            if loss < best_loss:
+                best, best_loss = point, loss
         return best
-
-    def _start(self, gamma: float) -> Floats:
-        """(u, γ) that solves the two linear problems left when γ is known; shape (free + 1,)."""
-        from scipy.optimize import nnls
-
-        data = self.data
-        root = np.sqrt(data.weight)[:, None]
-        # u enters computing or communication, never both.
-        computing = self.grad.any(axis=0)
-        free = np.zeros(self.basis.shape[1])
-        last = data.step_time - data.accum_steps * data.pass_time  # = pass + communication
-        hidden = np.maximum(1 - (data.pass_time / last) ** gamma, 0.0)
-        for columns, matrix, wanted in (
-            (computing, self.grad / data.pass_time[:, None], np.ones_like(last)),
-            (~computing, self.sync / last[:, None], hidden ** (1 / gamma)),
-        ):
-            if columns.any():
-                try:
-                    free[columns] = nnls(root * matrix[:, columns], root[:, 0] * wanted)[0]
-                except RuntimeError:  # out of iterations: any start will do
-                    free[columns] = 0.5
-        return np.append(np.maximum(free, self.lower), gamma)
 
     def rmsle(self, point: Floats) -> float:
         """Root mean square of log(T_iter / measured step time)."""
         error = np.log(self._times(point)[1] / self.data.step_time)
         return math.sqrt(float(np.mean(error**2)))
+
+    def _start(self, gamma: float) -> Floats:
+        """The point that solves the two linear problems left when γ is known."""
+        data = self.data
+        free = np.zeros(len(self.computing))
+        last = data.step_time - data.accum_steps * data.pass_time  # = pass + communication
+        visible = np.maximum(1 - (data.pass_time / last) ** gamma, 0.0) ** (1 / gamma)  # T_sync / last
+        for columns, matrix, wanted in (
+            (self.computing, self.grad / data.pass_time[:, None], np.ones_like(last)),
+            (~self.computing, self.sync / last[:, None], visible),
+        ):
+            if columns.any():
+                free[columns] = _nonnegative(self.root[:, None] * matrix[:, columns], self.root * wanted)
+        start: Floats = np.maximum(np.append(free, gamma), self.lower)
+        return start
+
+    def _descend(self, point: Floats, gamma: float) -> tuple[Floats, float]:
+        """The point of least loss that is reached from `point`, and its loss (infinite if it has none)."""
+        damping = 1e-3
+        error = self._errors(point, gamma)
+        loss = float(error @ error)
+        if not math.isfinite(loss):
+            return point, math.inf
+        for _ in range(MAX_STEPS):
+            there = self._step(point, error, damping)
+            error_there = self._errors(there, gamma)
+            loss_there = float(error_there @ error_there)
+            if loss_there < loss:
+                settled = loss - loss_there < 1e-10 * loss
+                point, error, loss, damping = there, error_there, loss_there, damping / 5
+                if settled:
+                    break
+            else:  # NaN included
+                damping *= 5
+                if damping > 1e6:
+                    break
+        return point, loss
+
+    def _step(self, point: Floats, error: Floats, damping: float) -> Floats:
+        """The point within the bounds where the linearised errors, with a damped change, are least."""
+        jacobian = self._jacobian(point)
+        matrix = np.concatenate([jacobian, np.diag(math.sqrt(damping) * np.sqrt(np.sum(jacobian**2, axis=0)))])
+        wanted = matrix @ (point - self.lower) - np.concatenate([error, np.zeros(len(point))])
+        there = self.lower + _nonnegative(matrix, wanted)
+        if not self.gamma_is_free or there[-1] > 10:
+            there[-1] = min(there[-1], 10.0) if self.gamma_is_free else point[-1]
+            rest = wanted - matrix[:, -1] * (there[-1] - self.lower[-1])
+            there[:-1] = self.lower[:-1] + _nonnegative(matrix[:, :-1], rest)
+        return there
 
     def _times(self, point: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:
         """T_grad, T_iter, the last pass P = (T_grad^γ + T_sync^γ)^(1/γ), and T_grad/P, T_sync/P; (n,) each."""
@@ -289,23 +315,38 @@ class _Problem:
         last = longer * (1 + (shorter / longer) ** gamma) ** (1 / gamma)
         return grad, self.data.accum_steps * grad + last, last, grad / last, sync / last
 
-    def loss(self, point: Floats, gamma_start: float) -> tuple[float, Floats]:
-        """The loss at (u, γ) of shape (free + 1,), and its gradient.
+    def _errors(self, point: Floats, gamma: float) -> Floats:
+        """Weighted log errors of passes and steps and the pull of γ to its start, (2n + 1,); the loss is the square."""
+        grad, step = self._times(point)[:2]
+        passes, steps = np.log(grad / self.data.pass_time), np.log(step / self.data.step_time)
+        return np.concatenate([self.root * passes, self.root * steps, [math.sqrt(GAMMA_RIDGE) * (point[-1] - gamma)]])
 
-        ∂P/∂T = (T/P)^(γ−1) for both times T; ∂P/∂γ = P/γ · Σ_T (T/P)^γ·log(T/P).
-        """
-        data, gamma = self.data, point[-1]
+    def _jacobian(self, point: Floats) -> Floats:
+        """Of the errors, (2n + 1, free + 1): ∂P/∂T = (T/P)^(γ−1) for both times, ∂P/∂γ = P/γ·Σ_T (T/P)^γ·log(T/P)."""
+        gamma, root = point[-1], self.root[:, None]
         grad, step, last, grad_part, sync_part = self._times(point)
-        pass_error, step_error = np.log(grad / data.pass_time), np.log(step / data.step_time)
-        pull = gamma - gamma_start
-        loss = float(np.sum(data.weight * (pass_error**2 + step_error**2)) + GAMMA_RIDGE * pull**2)
-        by_grad = grad_part ** (gamma - 1)
-        by_sync = sync_part ** (gamma - 1)
-        by_gamma = last / gamma * (grad_part**gamma * np.log(grad_part) + _x_log_x(sync_part, gamma))
-        outer_pass, outer_step = 2 * data.weight * pass_error / grad, 2 * data.weight * step_error / step
-        gradient = (outer_pass + outer_step * (data.accum_steps + by_grad)) @ self.grad
-        gradient += (outer_step * by_sync) @ self.sync
-        return loss, np.append(gradient, outer_step @ by_gamma + 2 * GAMMA_RIDGE * pull)
+        by_grad = self.data.accum_steps + grad_part ** (gamma - 1)
+        by_free = by_grad[:, None] * self.grad + (sync_part ** (gamma - 1))[:, None] * self.sync
+        by_gamma = last / gamma * (_x_log_x(grad_part, gamma) + _x_log_x(sync_part, gamma))
+        zero = np.zeros((len(grad), 1))
+        return np.concatenate(
+            [
+                root * np.concatenate([self.grad / grad[:, None], zero], axis=1),
+                root * np.concatenate([by_free, by_gamma[:, None]], axis=1) / step[:, None],
+                math.sqrt(GAMMA_RIDGE) * np.eye(1, len(point), len(point) - 1),
+            ]
+        )
+
+
+def _nonnegative(matrix: Floats, wanted: Floats) -> Floats:
+    """The x ≥ 0 that minimises |matrix·x − wanted|²; shape (columns,)."""
+    from scipy.optimize import nnls
+
+    try:
+        solution: Floats = nnls(matrix, wanted)[0]
+    except (RuntimeError, ValueError):  # out of iterations, or not finite: the caller sees that it is no improvement
+        return np.full(matrix.shape[1], 0.5)
+    return solution
 
 
 def _x_log_x(x: Floats, power: float) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,12 @@ Allocation: TypeAlias = Mapping[str, int]
 """Of one job: `node_id` → number of replicas there, without zeros. Empty: the job has nothing."""
 
 
-def num_replicas(allocation: Allocation) -> int:
+def num_replicas(allocation: Mapping[Any, int]) -> int:
     """K: all replicas."""
     return sum(allocation.values())
 
 
-def num_nodes(allocation: Allocation) -> int:
+def num_nodes(allocation: Mapping[Any, int]) -> int:
     """N: distinct nodes."""
     return len(allocation)
 

@@ -12,14 +12,14 @@ from adaptdl.policy.cluster import Allocation, Job, Node, num_replicas
 from adaptdl.policy.instance import Instance, Room
 from adaptdl.policy.policy import Decision
 
-__all__ = ["FairSharePolicy"]
+__all__ = ["FairSharePolicy", "equal_places"]
 
 
 class FairSharePolicy:
     """Replicas in proportion to the weights, within each job's limits, in order of arrival where they do not divide.
 
-    Speedups matter in one way only: replicas a job has no speedup with are not given. A job that has its share already is
-    left where it is. The objective is the number of replicas that are within their job's share.
+    Speedups matter in one way only: replicas a job has no speedup with are not given. A job that has its share already
+    is left where it is. The objective is the number of replicas that are within their job's share.
     """
 
     def objective(
@@ -37,20 +37,28 @@ class FairSharePolicy:
     def allocate(self, nodes: Sequence[Node], jobs: Sequence[Job], current: Mapping[str, Allocation]) -> Decision:
         """As equal shares as the nodes allow."""
         instance = Instance.of(nodes, jobs, current)
-        share = shares(instance)
-        places = [_shrunk(standing, share[j]) for j, standing in enumerate(instance.standing)]
-        room = instance.room.copy()
-        for need, taken in zip(instance.need, places, strict=True):
-            room.take(need, taken)
-        while any([_grow(instance, room, places, j, share[j]) for j in range(len(places))]):
-            pass  # what one job left may be of use to an earlier one
-        reached = sum(min(num_replicas(taken), share[j]) for j, taken in enumerate(places))
+        places = equal_places(instance)
+        reached = sum(map(num_replicas, places))
         return Decision(allocations=instance.named(places), objective=float(reached), gap=None, message="equal shares")
 
 
+def equal_places(instance: Instance, *, shrink: bool = True) -> list[dict[int, int]]:
+    """By job, by node's index: replicas, as equal as the nodes allow. Without `shrink` nobody loses anything."""
+    share = shares(instance)
+    if not shrink:
+        share = [max(own, num_replicas(standing)) for own, standing in zip(share, instance.standing, strict=True)]
+    places = [_shrunk(standing, own) for own, standing in zip(share, instance.standing, strict=True)]
+    room = instance.room.copy()
+    for need, taken in zip(instance.need, places, strict=True):
+        room.take(need, taken)
+    while sum(_grow(instance, room, places, j, share[j]) for j in range(len(places))):
+        pass  # what one job left may be of use to an earlier one
+    return places
+
+
 def shares(instance: Instance) -> list[int]:
-    """Replicas that each job is entitled to: one more at a time for the one with least for its weight (`min_replicas` to
-    begin with), as long as there is room for one anywhere."""
+    """Replicas that each job is entitled to: one more at a time (`min_replicas` to begin with) for the one with least
+    for its weight, as long as there is room for one anywhere."""
     room = instance.room.copy()
     share = [0] * len(instance.jobs)
     queue = [(0.0, j) for j, job in enumerate(instance.jobs) if job.most_replicas]
@@ -85,8 +93,8 @@ def _shrunk(standing: Mapping[int, int], share: int) -> dict[int, int]:
 
 
 def _grow(instance: Instance, room: Room, places: list[dict[int, int]], j: int, share: int) -> bool:
-    """Gives job j more of its share, if that is possible in any way; of the ways the one that gives most, and of these the
-    one that moves least."""
+    """Gives job j more of its share, if that is possible in any way; of the ways the one that gives most, and of these
+    the one that moves least."""
     job, need, before = instance.jobs[j], instance.need[j], places[j]
     if num_replicas(before) >= share:
         return False

@@ -21,9 +21,9 @@ def violations(
 ) -> list[str]:
     """All that is wrong with `allocations`, in words; empty if nothing.
 
-    Resources of each node suffice, a draining node has nothing but what is pinned there, each job has 0 or `min_replicas`
-    to `max_replicas` replicas, at most one job that spans nodes stands on any node (two would fight for its network), and
-    nobody is unknown. With `current`: pinned jobs are where they were, as far as their nodes are still there.
+    Resources of each node suffice, a draining node has nothing but what is pinned there, each job has 0 or
+    `min_replicas` to `max_replicas` replicas, at most one job that spans nodes stands on any node (two would fight for
+    its network), and nobody is unknown. With `current`: pinned jobs are where they were, if their nodes still exist.
     """
     known, places = {job.job_id: job for job in jobs}, {node.node_id: node for node in nodes}
     found: list[str] = []
@@ -52,7 +52,7 @@ def violations(
         for name, amount in amounts.items():
             available = places[node_id].resources.get(name, 0.0)
             if amount > available + TOLERANCE:
-                found.append(f"node {node_id!r} has {available} of {name!r}, but {amount} are given away")
+                found.append(f"node {node_id!r} has {available:g} of {name!r}, but {amount:g} are given away")
         if spanning[node_id] > 1:
             found.append(f"node {node_id!r} has {spanning[node_id]} jobs that span nodes")
     if current is not None:

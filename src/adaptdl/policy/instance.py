@@ -33,7 +33,9 @@ class Room:
     def fits(self, need: NDArray[np.float64]) -> NDArray[np.int64]:
         """How many replicas that need `need`, shape (r,), each node has room for; shape (n,)."""
         asked = need > 0
-        return np.floor((self.free[:, asked] + TOLERANCE) / need[asked]).min(axis=1).clip(0).astype(np.int64)
+        counts: NDArray[np.int64] = np.floor((self.free[:, asked] + TOLERANCE) / need[asked]).astype(np.int64)
+        fits: NDArray[np.int64] = counts.min(axis=1).clip(0)
+        return fits
 
     def holds(self, need: NDArray[np.float64], places: Mapping[int, int]) -> bool:
         """Whether a job fits with so many replicas on each node, by index."""
@@ -83,7 +85,7 @@ class Instance:
         jobs = sorted(jobs, key=lambda job: (job.arrival, job.job_id))
         index = {node.node_id: i for i, node in enumerate(nodes)}
         names = sorted({name for job in jobs for name, amount in job.resources.items() if amount > 0})
-        free = np.array([[node.resources.get(name, 0.0) for name in names] for node in nodes])
+        free = np.array([[node.resources.get(name, 0.0) for name in names] for node in nodes], dtype=np.float64)
         free = free.reshape(len(nodes), len(names))
         room = Room(free, np.ones(len(nodes), dtype=np.bool_))
         pinned: dict[str, Allocation] = {}
@@ -116,7 +118,7 @@ class Instance:
 
 
 def _amounts(job: Job, names: Sequence[str]) -> NDArray[np.float64]:
-    return np.array([job.resources.get(name, 0.0) for name in names])
+    return np.array([job.resources.get(name, 0.0) for name in names], dtype=np.float64)
 
 
 def _standing(

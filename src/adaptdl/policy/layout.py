@@ -1,13 +1,13 @@
 """Putting pieces on real nodes, moving as little as possible.
 
-A *wish* says which pieces a job is to have. Jobs that stay are put where they are, the others where most of their present
-replicas are. Where that does not work out, nodes are cut anew, and at last some of those that should have stayed move.
+A *wish* says which pieces a job is to have. Jobs that stay are put where they are, the others where most of their
+replicas are at present. Where that does not work out, nodes are cut anew, and at last some that should stay move.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -24,7 +24,11 @@ Places: TypeAlias = list[dict[int, int]]
 
 
 def lay_out(
-    instance: Instance, wishes: Sequence[Wish], kind: NDArray[np.int64], kinds: NDArray[np.float64], time_limit_s: float
+    instance: Instance,
+    wishes: Sequence[Wish],
+    kind: NDArray[np.int64],
+    kinds: NDArray[np.float64],
+    remaining_s: Callable[[], float],
 ) -> Places | None:
     """Places for all wishes with everybody who stays left where he is; None if that cannot be done (in time)."""
     room = instance.room.copy()
@@ -45,7 +49,7 @@ def lay_out(
         )
         largest = [max((p.size for p in wanted if p.kind == k), default=0) for k in range(len(kinds))]
         classes = node_classes(room, kinds, largest)
-        cuts = cut_for(wanted, classes, time_limit_s=time_limit_s)
+        cuts = cut_for(wanted, classes, remaining_s=remaining_s)
         if cuts is None:
             return None
         slots = {node: path for c, paths in cuts.items() for node, path in zip(classes[c].nodes, paths, strict=False)}
@@ -95,8 +99,8 @@ def _before(instance: Instance) -> list[dict[int, int]]:
 def _pack(
     instance: Instance, wishes: Sequence[Wish], coming: Iterable[int], room: Room
 ) -> dict[int, dict[int, int]] | None:
-    """Places by a greedy rule: spanning jobs first, large pieces first, each on the node where most of the job's replicas
-    are, and among those on the fullest. None if a piece is left over."""
+    """Places by a greedy rule: spanning jobs first, large pieces first, each on the node where most of the job's
+    replicas are, and among those on the fullest. None if a piece is left over."""
     before = _before(instance)
     found: dict[int, dict[int, int]] = {}
     order = sorted(coming, key=lambda j: (len(wishes[j].sizes) == 1, -sum(wishes[j].sizes), j))
@@ -110,8 +114,8 @@ def _pack(
             able = np.flatnonzero(fits >= size)
             if not able.size:
                 return None
-            stay = np.array([min(before[j].get(int(node), 0), size) for node in able])
-            node = int(able[np.lexsort((able, fits[able], -stay))[0]])
+            homes = [node for node in before[j] if fits[node] >= size]
+            node = max(homes, key=lambda home: (before[j][home], -home), default=int(able[np.argmin(fits[able])]))
             taken[node] = size
             fits[node] = 0
         room.take(need, taken)
@@ -164,7 +168,7 @@ def _hand_out(
                 piece = Piece(int(kind[j]), size, spans)
                 if at_home:
                     homes = [node for node in slots.nodes(piece) if node in before[j] and node not in found[j]]
-                    node = max(homes, key=lambda n: before[j][n], default=None)  # noqa: B023
+                    node = max(homes, key=lambda n: before[j][n], default=None)
                 else:
                     node = next(iter(slots.nodes(piece)))
                 if node is not None:
@@ -174,18 +178,30 @@ def _hand_out(
     return found
 
 
+def _different(counters: Iterable[Counter[Piece]]) -> tuple[list[Counter[Piece]], list[int]]:
+    """The different ones, and for each which of them it is."""
+    different: list[Counter[Piece]] = []
+    index: dict[tuple[tuple[Piece, int], ...], int] = {}
+    which = []
+    for counter in counters:
+        key = tuple(sorted(counter.items()))
+        if key not in index:
+            index[key] = len(different)
+            different.append(counter)
+        which.append(index[key])
+    return different, which
+
+
 def _match(
     nodes: Sequence[int], paths: Sequence[Sequence[Piece]], there: Mapping[int, Counter[Piece]]
 ) -> dict[int, Sequence[Piece]]:
     """Which node is cut in which way, so that most of the replicas that should stay on their node can."""
     from scipy.optimize import linear_sum_assignment
 
-    # Equal paths and nodes without anybody have equal rows and columns: the table is small where it can be.
-    counters = [Counter(path) for path in paths]
-    worth = np.zeros((len(nodes), len(paths)))
-    for i, node in enumerate(nodes):
-        if node in there:
-            for p, counter in enumerate(counters):
-                worth[i, p] = sum(piece.size * count for piece, count in (counter & there[node]).items())
+    # Many nodes and many paths are alike.
+    on_nodes, node_of = _different(there.get(node, Counter()) for node in nodes)
+    on_paths, path_of = _different(Counter(path) for path in paths)
+    common = np.array([[sum(p.size * n for p, n in (a & b).items()) for b in on_paths] for a in on_nodes])
+    worth = common.reshape(len(on_nodes), len(on_paths))[np.ix_(node_of, path_of)]  # (nodes, paths)
     rows, columns = linear_sum_assignment(worth, maximize=True)
     return {nodes[row]: paths[column] for row, column in zip(rows, columns, strict=True)}

@@ -22,8 +22,9 @@ Nothing in it grows with the number of nodes that are alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,8 @@ class Options:
     """Value of staying."""
     standing: Mapping[int, int] | None = None
     """Where it stays: by node's index, number of replicas."""
+    near: float = 0.0
+    """Value, on top of the following ones, of being on one node; on several it falls towards 0 with their number."""
     single: Sequence[tuple[int, float]] = ()
     """On one node: (K, value)."""
     spanning: Sequence[tuple[int, int, int, float]] = ()
@@ -70,6 +73,10 @@ class Solution:
     """Whether these are the best choices, not just the best found in time."""
 
 
+LARGE_PROGRAM = 5_000
+"""Variables, beyond which the detour over the linear relaxation pays."""
+
+
 class _Program:
     """A sparse integer program under construction."""
 
@@ -81,6 +88,8 @@ class _Program:
         self.entries: list[float] = []
         self.low: list[float] = []
         self.high: list[float] = []
+        self.choices: list[int] = []
+        """Variables that say what a job gets, of which at most one is 1."""
 
     def variable(self, value: float = 0.0, most: float = 1.0) -> int:
         self.value.append(value)
@@ -97,26 +106,66 @@ class _Program:
         self.columns.append(column)
         self.entries.append(entry)
 
-    def solve(self, time_limit_s: float, gap: float) -> tuple[NDArray[np.int64] | None, float, bool]:
-        """The variables, if any feasible ones were found, an upper bound of the value, and whether they are optimal."""
+    def solve(self, remaining_s: Callable[[], float], gap: float) -> _Outcome:
+        """The best variables that can be found in time, proven to be within `gap` of the best if there is enough of it.
+
+        A large program goes through its linear relaxation. That leaves hardly anything fractional, so that with all
+        clear choices fixed little is left to do, and the result is nearly always within `gap` of the relaxation.
+        """
+        if not self.value:
+            return _Outcome(values=np.zeros(0, dtype=np.int64), bound=0.0, optimal=True)
+        if len(self.value) <= LARGE_PROGRAM:
+            return self._run(remaining_s(), gap)
+        relaxed = self._run(remaining_s(), gap, relaxed=True)
+        if relaxed.values is None:
+            return relaxed
+        clear = [column for column in self.choices if relaxed.values[column] > 1 - 1e-6]
+        fixed = self._run(remaining_s(), gap, clear)
+        if fixed.values is not None:
+            worth = float(fixed.values @ np.array(self.value))
+            near = relaxed.bound - worth <= gap * abs(relaxed.bound)
+            fixed = _Outcome(values=fixed.values, bound=relaxed.bound, optimal=near)
+        if fixed.optimal or remaining_s() <= 0:
+            return fixed
+        exact = self._run(remaining_s(), gap)
+        return exact if exact.optimal or fixed.values is None else fixed
+
+    def _run(self, time_limit_s: float, gap: float, clear: Sequence[int] = (), *, relaxed: bool = False) -> _Outcome:
+        """One run of the solver, with `clear` choices made, or without integrality."""
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array
 
-        if not self.value:
-            return np.zeros(0, dtype=np.int64), 0.0, True
+        least = np.zeros(len(self.value))
+        least[list(clear)] = 1.0
         shape = (len(self.low), len(self.value))
         matrix = csr_array((self.entries, (self.rows, self.columns)), shape=shape)
         result = milp(
             -np.array(self.value),
-            integrality=np.ones(len(self.value)),
-            bounds=Bounds(0.0, np.array(self.most)),
+            integrality=np.full(len(self.value), 0 if relaxed else 1),
+            bounds=Bounds(least, np.array(self.most)),
             constraints=LinearConstraint(matrix, np.array(self.low), np.array(self.high)),
             options={"time_limit": max(time_limit_s, 0.01), "mip_rel_gap": gap},
         )
-        bound = -result.mip_dual_bound if result.mip_dual_bound is not None else math.inf
-        if result.x is None:
-            return None, bound, False
-        return np.rint(result.x).astype(np.int64), bound, result.status == 0
+        if relaxed:
+            done = result.status == 0
+            return _Outcome(values=result.x if done else None, bound=-result.fun if done else math.inf, optimal=False)
+        return _Outcome(
+            values=None if result.x is None else np.rint(result.x).astype(np.int64),
+            bound=math.inf if result.mip_dual_bound is None else -float(result.mip_dual_bound),
+            optimal=result.status == 0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Outcome:
+    """Of one run of the solver."""
+
+    values: NDArray[Any] | None
+    """The variables; None if the time was too short for any."""
+    bound: float
+    """No variables are worth more."""
+    optimal: bool
+    """Whether these are proven to be the best ones, up to the gap."""
 
 
 class _Cut:
@@ -191,12 +240,12 @@ def _paths(node_class: NodeClass, flow: list[int]) -> list[list[Piece]]:
 
 
 def solve(
-    options: Sequence[Options], classes: Sequence[NodeClass], *, time_limit_s: float, gap: float = 0.0
+    options: Sequence[Options], classes: Sequence[NodeClass], *, remaining_s: Callable[[], float], gap: float = 0.0
 ) -> Solution | None:
     """The most valuable choices that fit, within a fraction `gap` of the best; None if the time was too short for any.
 
-    Jobs that stay do so by class: that their pieces can be cut from its nodes all together is certain, that each can be on
-    its very node only if the class is one node (or no others stay there).
+    Jobs that stay do so by class: that their pieces can be cut from its nodes all together is certain, that each can be
+    on its very node only if the class is one node (or no others stay there).
     """
     program = _Program()
     cut = _Cut(program, classes)
@@ -207,11 +256,12 @@ def solve(
             if piece.spanning:
                 sizes[piece.kind] = max(sizes.get(piece.kind, 0), piece.size)
     columns = [_Columns(program, cut, option, sizes.get(option.kind, 0), total) for option in options]
-    values, bound, optimal = program.solve(time_limit_s, gap)
-    if values is None:
+    outcome = program.solve(remaining_s, gap)
+    if outcome.values is None:
         return None
+    values = outcome.values
     wishes = tuple(column.wish(values) for column in columns)
-    return Solution(wishes=wishes, cuts=cut.paths(values), bound=bound, optimal=optimal)
+    return Solution(wishes=wishes, cuts=cut.paths(values), bound=outcome.bound, optimal=outcome.optimal)
 
 
 class _Columns:
@@ -226,12 +276,12 @@ class _Columns:
         choice = program.row(high=1.0)
         if options.standing and options.stay > 0:
             self._stay = program.variable(options.stay)
-            program.add(choice, self._stay, 1.0)
+            self._choose(program, choice, self._stay)
             for node, size in options.standing.items():
                 cut.use(self._stay, Piece(kind, size, len(options.standing) > 1), node=node)
         for size, value in options.single:
-            column = self._single[size] = program.variable(value)
-            program.add(choice, column, 1.0)
+            column = self._single[size] = program.variable(value + options.near)
+            self._choose(program, choice, column)
             cut.use(column, Piece(kind, size, False))
         spanning = [(k, a, min(b, num_nodes), value) for k, a, b, value in options.spanning if a <= num_nodes]
         if not spanning or not largest:
@@ -239,18 +289,24 @@ class _Columns:
         replicas = program.row(low=0.0)
         few, many = program.row(low=0.0, high=math.inf), program.row()
         for num_replicas, fewest, most, value in spanning:
-            column = program.variable(value)
-            program.add(choice, column, 1.0)
+            column = program.variable(value + options.near)
+            self._choose(program, choice, column)
             program.add(replicas, column, -float(num_replicas))
             program.add(few, column, -float(fewest))
             program.add(many, column, -float(most))
         most_replicas = max(k for k, _, _, _ in spanning)
+        most_nodes = max(most for _, _, most, _ in spanning)
         for size in range(1, min(largest, most_replicas - 1) + 1):
-            column = self._pieces[size] = program.variable(most=float(most_replicas // size))
+            column = self._pieces[size] = program.variable(-options.near / most_nodes, float(most_replicas // size))
             program.add(replicas, column, float(size))
             program.add(few, column, 1.0)
             program.add(many, column, 1.0)
             cut.use(column, Piece(kind, size, True))
+
+    @staticmethod
+    def _choose(program: _Program, choice: int, column: int) -> None:
+        program.add(choice, column, 1.0)
+        program.choices.append(column)
 
     def wish(self, values: NDArray[np.int64]) -> Wish:
         if self._stay is not None and values[self._stay]:
@@ -263,11 +319,13 @@ class _Columns:
         return Wish(sizes=tuple(sorted(sizes, reverse=True)))
 
 
-def cut_for(pieces: Mapping[Piece, int], classes: Sequence[NodeClass], *, time_limit_s: float) -> Cuts | None:
+def cut_for(
+    pieces: Mapping[Piece, int], classes: Sequence[NodeClass], *, remaining_s: Callable[[], float]
+) -> Cuts | None:
     """A way to cut the nodes that gives at least these numbers of pieces; None if there is none (or no time)."""
     program = _Program()
     cut = _Cut(program, classes)
     for piece, count in pieces.items():
         cut.need(piece, count)
-    values, _, _ = program.solve(time_limit_s, 0.0)
+    values = program.solve(remaining_s, 0.0).values
     return None if values is None else cut.paths(values)

@@ -7,9 +7,10 @@
   u_p(s)     utility, ((1 + s)^p − 1) / (2^p − 1), log₂(1 + s) for p = 0         ≥ 0
   objective  Σ_j w_j·u_p((1 − c_j)·s_j)
 
-Maximising Σ u_p is maximising the power mean of exponent p over (1 + s_j), and u_p(0) = 0, u_p(1) = 1 whatever p: fairness 0
-is the total speedup (p = 1), 1/2 proportional fairness (p = 0), 2/3 the harmonic mean (p = −1), and towards 1 only the
-worst-off job counts. The 1 under the power is what keeps a job with nothing finite: there may be more jobs than devices.
+Maximising Σ u_p is maximising the power mean of exponent p over (1 + s_j), and u_p(0) = 0, u_p(1) = 1 whatever p:
+fairness 0 is the total speedup (p = 1), 1/2 proportional fairness (p = 0), 2/3 the harmonic mean (p = −1), and towards
+1 only the worst-off job counts. The 1 under the power keeps the utility of a job with nothing finite, for there may be
+more jobs than devices. A move costs time, hence it is the speedup that it reduces.
 """
 
 from __future__ import annotations

@@ -5,20 +5,20 @@
 2. The choices are laid out on real nodes. If everybody who stays can stay where he is, the value is reached: optimal.
 3. Otherwise nodes with jobs on them become classes of their own, as far as the program stays small, and 1. is repeated:
    whoever stays in the program can then stay on his node.
-4. Of all allocations found, of staying put and (if nothing is proven) of equal shares, the best is taken.
+4. Of all allocations found, of staying put and (if little is proven) of equal shares, the best is taken.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from adaptdl.errors import UsageError
 from adaptdl.policy.choices import job_options, sort_equal_wishes
 from adaptdl.policy.cluster import Allocation, Job, Node
-from adaptdl.policy.fair_share import FairSharePolicy
+from adaptdl.policy.fair_share import equal_places
 from adaptdl.policy.instance import Instance
 from adaptdl.policy.layout import Places, lay_out, lay_out_cuts
 from adaptdl.policy.milp import solve
@@ -34,6 +34,9 @@ TOLERANCE = 1e-5
 MANY_JOBS = 200
 """Beyond, an optimum within half of `TOLERANCE` is as good as the optimum: proving the rest takes most of the time."""
 
+FAR = 0.01
+"""A gap beyond which other ways are tried."""
+
 MAX_SPLIT_ARCS = 6_000
 """Largest total graph in which nodes with jobs on them are classes of their own."""
 
@@ -42,10 +45,10 @@ class OptimalPolicy:
     """Maximises the weighted utility of all jobs (see `objective`), proven as far as the time allows."""
 
     def __init__(
-        self, *, fairness: float = 0.5, time_limit_s: float = 10.0, clock: Callable[[], float] = time.monotonic
+        self, *, fairness: float = 0.5, time_limit_s: float = 15.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`fairness`: 0 maximises the total speedup, 1 the smallest one, 1/2 is proportional fairness. `time_limit_s`: after
-        about so much the best allocations found by then are taken."""
+        """`fairness`: 0 maximises the total speedup, 1 the smallest one, 1/2 is proportional fairness. `time_limit_s`:
+        after about so much the best allocations found by then are taken."""
         if not time_limit_s > 0:
             raise UsageError(f"`time_limit_s > 0` must hold, but got (time_limit_s={time_limit_s}).")
         self._objective = Objective(fairness=fairness)
@@ -67,26 +70,45 @@ class OptimalPolicy:
         deadline = self._clock() + self._time_limit_s
         search = _Search(instance, self._objective, lambda: deadline - self._clock())
         search.run()
-        candidates = {"a feasible layout": instance.named(places) for places in search.places}
-        if search.proven:
-            candidates = {"optimal": instance.named(search.places[-1])}
-        else:
-            candidates["equal shares"] = dict(FairSharePolicy().allocate(nodes, jobs, current).allocations)
         message, allocations = "staying put", instance.named(instance.standing)
-        value = self.objective(nodes, jobs, current, allocations)
-        worth_a_move = value + TOLERANCE * value
-        for name, candidate in candidates.items():
-            reached = self.objective(nodes, jobs, current, candidate)
-            if reached > max(value, worth_a_move):
-                message, allocations, value = name, candidate, reached
+        stay = value = self.objective(nodes, jobs, current, allocations)
         held = self._objective.total([job for job in jobs if job.job_id in instance.pinned], current, instance.pinned)
-        gap = max(search.bound + held - value, 0.0) / value if value > 0 else 0.0
+        for name, candidate in self._candidates(nodes, jobs, current, search, held):
+            reached = self.objective(nodes, jobs, current, candidate)
+            if reached > max(value, stay * (1 + TOLERANCE)):
+                message, allocations, value = name, candidate, reached
+        gap = _gap(search.bound + held, value)
         return Decision(
             allocations=allocations,
             objective=value,
             gap=gap if np.isfinite(gap) else None,
             message=", ".join([message, *search.notes]),
         )
+
+    def _candidates(
+        self,
+        nodes: Sequence[Node],
+        jobs: Sequence[Job],
+        current: Mapping[str, Allocation],
+        search: _Search,
+        held: float,
+    ) -> Iterator[tuple[str, dict[str, Allocation]]]:
+        """Allocations to choose from, besides staying put; simple ones only if the search came to little."""
+        best = 0.0
+        for places in search.places:
+            allocations = search.instance.named(places)
+            best = max(best, self.objective(nodes, jobs, current, allocations))
+            yield "optimal" if search.proven else "best found", allocations
+        if _gap(search.bound + held, best) > FAR:
+            yield "filled up", search.instance.named(equal_places(search.instance, shrink=False))
+            yield "equal shares", search.instance.named(equal_places(search.instance))
+
+
+def _gap(bound: float, value: float) -> float:
+    """How far from `bound`, as a fraction of `value`."""
+    if value > 0:
+        return max(bound - value, 0.0) / value
+    return 0.0 if bound <= 0 else float("inf")
 
 
 class _Search:
@@ -98,12 +120,12 @@ class _Search:
         self.proven = False
         """Whether the last one is optimal."""
         self.notes: list[str] = []
-        self._instance, self._objective, self._remaining_s = instance, objective, remaining_s
+        self.instance, self._objective, self._remaining_s = instance, objective, remaining_s
         self.bound = float("inf")
         """No allocations of the instance are worth more."""
 
     def run(self) -> None:
-        instance = self._instance
+        instance = self.instance
         if not instance.jobs or not instance.nodes:
             self.places, self.proven, self.bound = [[{} for _ in instance.jobs]], True, 0.0
             return
@@ -118,19 +140,18 @@ class _Search:
         while True:
             classes = node_classes(instance.room, kinds, largest, {node: node for node in apart})
             gap = TOLERANCE / 2 if len(options) > MANY_JOBS else 0.0
-            solution = solve(options, classes, time_limit_s=self._remaining_s(), gap=gap)
+            before_s = self._remaining_s()
+            solution = solve(options, classes, remaining_s=self._remaining_s, gap=gap)
+            solved_s = self._remaining_s()
             if solution is None:
                 self.notes.append("out of time")
                 return
             if all(node_class.graph.complete for node_class in classes):
                 self.bound = min(self.bound, solution.bound * unit)
             wishes = sort_equal_wishes(instance, self._objective, solution.wishes)
-            places = lay_out(instance, wishes, kind, kinds, max(self._remaining_s(), 1.0))
-            if places is not None:
-                self.places.append(places)
-                self.proven = solution.optimal and np.isfinite(self.bound)
-                return
-            places = lay_out_cuts(instance, wishes, kind, classes, solution.cuts)
+            places = lay_out(instance, wishes, kind, kinds, self._remaining_s)
+            if places is None:
+                places = lay_out_cuts(instance, wishes, kind, classes, solution.cuts)
             self.places.append(places)
             moved = {
                 node
@@ -138,14 +159,17 @@ class _Search:
                 if wish.stays and places[j] != instance.standing[j]
                 for node in instance.standing[j]
             }
+            if not moved:
+                self.proven = solution.optimal and np.isfinite(self.bound)
+                return
             apart = self._split(apart, moved, max(len(c.graph.arcs) for c in classes))
-            if not apart or self._remaining_s() <= 0:
+            if not apart or self._remaining_s() < 2 * (before_s - solved_s):
                 self.notes.append("some moves may be avoidable")
                 return
 
     def _split(self, apart: set[int], moved: set[int], arcs: int) -> set[int]:
-        """Nodes to tell apart next: all that are occupied, if that is not too many, or else more of those with jobs that
-        should have stayed there; empty if there are no more."""
-        occupied = {node for standing in self._instance.standing for node in standing}
+        """Nodes to tell apart next: all that are occupied, if that is not too many, or else more of those with jobs
+        that should have stayed there; empty if there are no more."""
+        occupied = {node for standing in self.instance.standing for node in standing}
         wanted = occupied if len(occupied) * arcs <= MAX_SPLIT_ARCS else apart | moved
         return wanted if wanted > apart and len(wanted) * arcs <= MAX_SPLIT_ARCS else set()

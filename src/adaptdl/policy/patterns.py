@@ -2,9 +2,9 @@
 
 A *piece* is the replicas of one job on one node; all nodes with the same room form a *class*, and how many nodes of a
 class are cut in which way is all that matters. The ways to cut one node (the *patterns*: the partitions of 8, say) are
-the paths from the root of a graph. A vertex is what has been cut off so far, an arc is a piece, and a flow of integers is
-so many nodes, each cut along one path (arc-flow, Valério de Carvalho 1999). The graph for 64 replicas has 2,000 arcs,
-where the partitions of 64 are 1.7 million.
+the paths from the root of a graph. A vertex is what has been cut off so far, an arc is a piece, and a flow of integers
+is so many nodes, each cut along one path (arc-flow, Valério de Carvalho 1999). The graph for 64 replicas has 2,000
+arcs, where the partitions of 64 are 1.7 million.
 
 A piece of a job that spans nodes can only be cut off first. So there is at most one on a node.
 """
@@ -97,8 +97,8 @@ def _implied(resource: int, other: int, need: NDArray[np.float64], free: NDArray
 def node_classes(
     room: Room, kinds: NDArray[np.float64], largest: Sequence[int], apart: Mapping[int, Hashable] | None = None
 ) -> list[NodeClass]:
-    """Classes of the nodes that hold anything at all. `largest` is the largest piece of use, by kind; nodes in `apart` are
-    alike only if they have the same mark there."""
+    """Classes of the nodes that hold anything at all. `largest` is the largest piece of use, by kind; nodes in `apart`
+    are alike only if they have the same mark there."""
     alike: dict[tuple[tuple[float, ...], bool, Hashable], list[int]] = {}
     decisive = kinds.any(axis=0)
     for node, free in enumerate(room.free[:, decisive]):

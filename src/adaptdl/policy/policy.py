@@ -33,4 +33,4 @@ class Policy(Protocol):
     """
 
     def allocate(self, nodes: Sequence[Node], jobs: Sequence[Job], current: Mapping[str, Allocation]) -> Decision:
-        """An allocation for each of `jobs`. `current` may name jobs and nodes that are gone; jobs it lacks have nothing."""
+        """An allocation for each of `jobs`; those that `current` lacks have nothing, and it may name what is gone."""

@@ -30,6 +30,8 @@ _SMALLEST_MOVE_COST = 0.05
 _LARGEST_MOVE_COST = 0.9
 _UNKNOWN_PAUSE_S = 1.0
 """Taken as the pause of a job's reallocation until it was measured, seconds."""
+_LONGEST_STAY_S = 60.0
+"""A job that has not been changed for long is expected to be left alone for as long again, but no longer than this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class _Entry:
     allocation: dict[str, int] = field(default_factory=dict)
     """Decided last."""
     status: JobStatus | None = None
+    changed_at: float = -math.inf
+    """When the allocation was decided, monotonic seconds."""
 
     @property
     def report(self) -> JobReport | None:
@@ -85,7 +89,7 @@ class Allocator:
         self._num_arrived = 0
         self._stepped_at = -math.inf
         self._something_happened = False
-        self._nodes_seen: list[tuple[str, dict[str, float], bool]] = []
+        self._nodes_seen: list[tuple[str, bool, dict[str, float]]] = []
 
     # -- what it is told --------------------------------------------------------------------------------------------
 
@@ -116,20 +120,18 @@ class Allocator:
 
     def is_due(self, nodes: Sequence[Node]) -> bool:
         """Whether there is reason to ask: something has happened, or the interval has passed."""
-        seen = [(node.node_id, dict(node.resources), node.draining) for node in nodes]
-        changed = seen != self._nodes_seen
-        return changed or self._something_happened or self._clock() - self._stepped_at >= self._interval_s
+        passed_s = self._clock() - self._stepped_at
+        return self._something_happened or passed_s >= self._interval_s or self._what_matters(nodes) != self._nodes_seen
 
     def step(self, nodes: Sequence[Node]) -> list[Change]:
         """The allocations to apply now, those that give something back first."""
         self._stepped_at = self._clock()
         self._something_happened = False
-        self._nodes_seen = [(node.node_id, dict(node.resources), node.draining) for node in nodes]
         for entry in self._entries.values():
             if entry.elastic.resources_per_replica is None:
-                entry.elastic = _with_resources(entry.elastic, default_resources_per_replica(nodes))
-        jobs = [self._job(job_id, entry, nodes) for job_id, entry in self._entries.items()]
-        jobs = [job for job in jobs if job is not None]
+                entry.elastic = replace(entry.elastic, resources_per_replica=default_resources_per_replica(nodes))
+        self._nodes_seen = self._what_matters(nodes)
+        jobs = [job for job_id, entry in self._entries.items() if (job := self._job(job_id, entry, nodes)) is not None]
         if not jobs or not nodes:
             return []
         current = {job_id: dict(entry.allocation) for job_id, entry in self._entries.items() if entry.allocation}
@@ -149,7 +151,7 @@ class Allocator:
                     reason=_reason(job, entry, after, nodes),
                 )
             )
-            entry.allocation = after
+            entry.allocation, entry.changed_at = after, self._clock()
         return sorted(changes, key=lambda change: change.growth)
 
     def infeasible(self, nodes: Sequence[Node]) -> dict[str, str]:
@@ -168,11 +170,19 @@ class Allocator:
                 )
             else:
                 found[job_id] = (
-                    f"`min_replicas` must not exceed what the cluster holds, but got (min_replicas="
-                    f"{entry.elastic.min_replicas}) with {_text(resources)} per replica on a cluster that holds {room}. "
+                    "`min_replicas` must not exceed what the cluster holds, but got "
+                    f"(min_replicas={entry.elastic.min_replicas}) with {_text(resources)} per replica "
+                    f"on a cluster that holds {room}. "
                     "Lower `min_replicas` or `resources_per_replica`, or add nodes."
                 )
         return found
+
+    def _what_matters(self, nodes: Sequence[Node]) -> list[tuple[str, bool, dict[str, float]]]:
+        """Of the nodes, what the jobs' replicas need."""
+        names = {name for entry in self._entries.values() for name in entry.elastic.resources_per_replica or ()}
+        return [
+            (node.node_id, node.draining, {name: node.resources.get(name, 0.0) for name in names}) for node in nodes
+        ]
 
     # -- jobs as the policy sees them -------------------------------------------------------------------------------
 
@@ -206,11 +216,13 @@ class Allocator:
         )
 
     def _move_cost(self, entry: _Entry) -> float:
-        """The share of the interval that a reallocation takes."""
+        """The share that a reallocation takes of the time for which the new allocation is expected to last: the
+        interval, or as long as the present one has lasted. So a job that was just changed is not changed for little."""
         pause_s = None if entry.report is None else entry.report.pause_s
         if pause_s is None and entry.status is not None and entry.status.num_restarts > 0:
             pause_s = entry.status.pause_s / entry.status.num_restarts
-        share = (_UNKNOWN_PAUSE_S if pause_s is None else pause_s) / max(self._interval_s, 1e-3)
+        stay_s = max(self._interval_s, min(_LONGEST_STAY_S, self._clock() - entry.changed_at))
+        share = (_UNKNOWN_PAUSE_S if pause_s is None else pause_s) / stay_s
         return min(_LARGEST_MOVE_COST, max(_SMALLEST_MOVE_COST, share))
 
 
@@ -231,15 +243,11 @@ def _with_way_out(speedup: NDArray[np.float64], min_replicas: int) -> NDArray[np
     return table
 
 
-def _with_resources(elastic: ElasticConfig, resources: Mapping[str, float]) -> ElasticConfig:
-    return replace(elastic, resources_per_replica=resources)
-
-
 def _reason(job: Job, entry: _Entry, after: Mapping[str, int], nodes: Sequence[Node]) -> str:
     before = entry.allocation
     k_before, k_after = sum(before.values()), sum(after.values())
     if not before:
-        return "start" if entry.status is None or entry.status.num_replicas == 0 and entry.report is None else "resumed"
+        return "start" if entry.report is None else "resumed"
     gone = set(before) - {node.node_id for node in nodes if not node.draining}
     if gone:
         return f"{len(gone)} of its nodes are lost or draining"

@@ -21,7 +21,8 @@ class ElasticConfig:
     """
 
     resources_per_replica: Mapping[str, float] | None = None
-    """What one replica holds, as Ray names it: ``{"GPU": 1, "CPU": 4}``. None: one GPU if the cluster has GPUs, else one CPU."""
+    """What one replica holds, as Ray names it: ``{"GPU": 1, "CPU": 4}``. None: one GPU if the cluster has GPUs, else
+    one CPU."""
     min_replicas: int = 1
     """A job runs on at least so many replicas, or waits, ≥ 1."""
     max_replicas: int | None = None

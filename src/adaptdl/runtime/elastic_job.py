@@ -18,7 +18,7 @@ import ray
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.messages import Event, JobInfo, JobStatus
 from adaptdl.runtime.replica_group import ReplicaGroup
-from adaptdl.runtime.results import Results
+from adaptdl.runtime.results import Results, Saved
 
 __all__ = ["ElasticJob"]
 
@@ -34,7 +34,7 @@ class ElasticJob:
     """
 
     def __init__(self, job: JobInfo, function: bytes, config: bytes, snapshot: bytes | None = None) -> None:
-        self._results = Results(snapshot=snapshot)
+        self._results = Results(Saved(snapshot=snapshot))
         self._group = ReplicaGroup(
             job=job,
             function=function,
@@ -57,7 +57,7 @@ class ElasticJob:
 
     async def snapshot(self) -> bytes | None:
         """The newest state of the job."""
-        return self._results.newest_snapshot
+        return self._results.newest.snapshot
 
     async def stop(self) -> None:
         await self._group.stop()

@@ -55,7 +55,7 @@ class Launcher:
         self._config = config
         self._coordinator = coordinator
         self._reservations = reservations
-        self._actor_class = ray.remote(Replica)
+        self._actor_class: Any = ray.remote(Replica)
 
     async def reserve(self, record: ReplicaRecord, elastic: ElasticConfig) -> None:
         """Takes a place on the replica's node.
@@ -82,11 +82,15 @@ class Launcher:
             ReplicaFailed: it has not, in time.
         """
         assert record.reservation is not None
-        record.actor = self._actor_class.options(
-            max_concurrency=_NUM_CONTROL_THREADS, max_restarts=0, max_task_retries=0, **actor_options(record.reservation)
+        actor: ActorHandle[Any] = self._actor_class.options(
+            max_concurrency=_NUM_CONTROL_THREADS,
+            max_restarts=0,
+            max_task_retries=0,
+            **actor_options(record.reservation),
         ).remote()
+        record.actor = actor
         try:
-            await within(elastic.boot_timeout_s, record.actor.ping.remote(), "the process of a replica to start")
+            await within(elastic.boot_timeout_s, actor.ping.remote(), "the process of a replica to start")
         except (RayError, TimeoutError) as error:
             raise ReplicaFailed(str(error)) from error
 
@@ -106,7 +110,8 @@ class Launcher:
         Raises:
             ReplicaFailed: the process ended before.
         """
-        assert record.actor is not None and record.reservation is not None
+        assert record.actor is not None
+        assert record.reservation is not None
         resources = record.reservation.resources
         spec = ReplicaSpec(
             member=record.member,
@@ -123,7 +128,7 @@ class Launcher:
             snapshot_interval_s=elastic.snapshot_interval_s,
             join_timeout_s=elastic.join_timeout_s,
         )
-        running = record.actor.run.remote(spec, self._coordinator)
+        running: Any = record.actor.run.remote(spec, self._coordinator)
         record.launched.set()
         try:
             outcome: Outcome = await running

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptdl.goodput import JobReport
-from adaptdl.plan import Switched, Update
+from adaptdl.plan import Position, Switched, Update
 from adaptdl.runtime.messages import JobStatus, Phase, Reallocation
 
 __all__ = ["COLUMNS", "News"]
@@ -51,15 +51,6 @@ class News:
         self._metrics: dict[str, float] = {}
         self._reallocations: deque[Reallocation] = deque(maxlen=_NUM_KEPT)
 
-    @property
-    def num_running(self) -> int:
-        """Replicas of the generation that was told of last."""
-        return self._num_replicas
-
-    @property
-    def has_report(self) -> bool:
-        return self._report is not None
-
     def booted(self, boot_s: float) -> None:
         """A replica stood at its data loop after so long."""
         self._boot_s = boot_s
@@ -95,6 +86,15 @@ class News:
         self._reallocations.append(reallocation)
         return reallocation
 
+    def began_alone(self, generation: int, reason: str) -> None:
+        """A first generation of one replica has begun. It says so itself only at its first data loop, if it has one."""
+        self.switched(
+            Switched(
+                generation=generation, num_replicas=1, num_nodes=1, position=Position(), steps=self.steps, pause_s=0.0
+            ),
+            reason,
+        )
+
     def lost(self) -> None:
         """All replicas are gone; the next generation starts from a snapshot."""
         self._num_replicas = self._num_nodes = 0
@@ -112,8 +112,15 @@ class News:
         return {**own, **{name: known.get(name, math.nan) for name in COLUMNS}}
 
     def status(
-        self, *, phase: Phase, allocation: Mapping[str, int], held: Mapping[str, int], wish: Mapping[str, int], trouble: str
+        self,
+        *,
+        phase: Phase,
+        allocation: Mapping[str, int],
+        held: Mapping[str, int],
+        wish: Mapping[str, int],
+        trouble: str,
     ) -> JobStatus:
+        """With what the coordinator knows beside this."""
         return JobStatus(
             phase=phase,
             allocation=allocation,

@@ -16,8 +16,8 @@ from adaptdl.runtime.placement import reserved_resources
 __all__ = ["ClusterView", "capacity", "default_resources_per_replica", "holds"]
 
 _NUM_LOOKS = 3
-"""A use by others counts once it was seen in so many looks in a row: what a node has free lags behind what was reserved,
-so that a single look may show our own coming and going as somebody else's use."""
+"""A use by others counts once it was seen in so many looks in a row: what a node has free lags behind what was
+reserved, so that a single look may show our own coming and going as somebody else's use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def _look(prefix: str) -> _Look:
         node["NodeID"]: {
             name: amount
             for name, amount in node["Resources"].items()
-            if not name.startswith("node:") and "_group_" not in name
+            if not name.startswith(("node:", "object_store_memory")) and "_group_" not in name
         }
         for node in ray.nodes()
         if node["Alive"]

@@ -1,11 +1,11 @@
 """Reservations: one-bundle placement groups, each pinned to a node, one per replica.
 
 A replica without devices runs *beside* its reservation: its process asks Ray for nothing, so that it can give the
-reservation back, stay where it is, and take another one later. A replica with devices (GPUs) runs *inside*, since Ray hands
-out the devices with the bundle.
+reservation back, stay where it is, and take another one later. A replica with devices (GPUs) runs *inside*, since Ray
+hands out the devices with the bundle.
 
-A placement group outlives the actor that made it. So every one is named ``adaptdl/<experiment>/<trial>/<token>``, known to its
-owner before anything is awaited, and found by its name when the owner is gone.
+A placement group outlives the actor that made it. So every one is named ``adaptdl/<experiment>/<trial>/<token>``, known
+to its owner before anything is awaited, and found by its name when the owner is gone.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray._raylet import PlacementGroupID
 from ray.exceptions import RayError
 from ray.util.placement_group import (
     PlacementGroup,
-    PlacementGroupID,
     placement_group,
     placement_group_table,
     remove_placement_group,

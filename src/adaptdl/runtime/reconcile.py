@@ -112,9 +112,7 @@ def decide(seen: Seen) -> Action:
     return Switch(members=_ids([*stay, *ready]))
 
 
-def _split(
-    replicas: Sequence[SeenReplica], wish: Mapping[str, int]
-) -> tuple[list[SeenReplica], list[SeenReplica]]:
+def _split(replicas: Sequence[SeenReplica], wish: Mapping[str, int]) -> tuple[list[SeenReplica], list[SeenReplica]]:
     """Those that the wish has room for, first come first served but ready ones before others, and the rest."""
     left = dict(wish)
     kept: set[str] = set()

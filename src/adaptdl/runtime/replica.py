@@ -99,7 +99,7 @@ class Replica:
             if exit_.code in (None, 0):
                 return Outcome(ending=Ending.RETURNED)
             return _raised(spec, exit_)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (whatever it was: the coordinator is told)
             return _raised(spec, error)
         return Outcome(ending=Ending.RETURNED if returned else Ending.LEFT)
 
@@ -163,7 +163,7 @@ def _raised(spec: ReplicaSpec, error: BaseException) -> Outcome:
     text = "".join(traceback.format_exception(error))
     try:
         pickled: bytes | None = cloudpickle.dumps(error)
-    except Exception:  # an exception that holds a lock, a socket, ...: its text has to do
+    except Exception:  # noqa: BLE001 (one that holds a lock, a socket, ...: its text has to do)
         pickled = None
     message = f"the training function of {spec.job.name} raised {type(error).__name__}: {error}\n\n{text}"
     return Outcome(

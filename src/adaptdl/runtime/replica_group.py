@@ -7,19 +7,21 @@ say (:meth:`ReplicaGroup.notify`, :meth:`ReplicaGroup.report`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ray.actor import ActorHandle
 
-from adaptdl.plan import Place, Position, Switched, Update
+from adaptdl.plan import Switched, Update
 from adaptdl.runtime.config import ElasticConfig
-from adaptdl.runtime.launching import Launcher, ReplicaFailed
+from adaptdl.runtime.endings import Circumstances, Recoveries, Verdict, judge_death, judge_outcome
+from adaptdl.runtime.launching import Launcher
 from adaptdl.runtime.members import ReplicaRecord, ReplicaState, Roster
 from adaptdl.runtime.messages import (
-    Ending,
     Event,
     JobError,
     JobInfo,
@@ -35,19 +37,15 @@ from adaptdl.runtime.news import News
 from adaptdl.runtime.placement import Reservations, prefix_of, runs_beside
 from adaptdl.runtime.reconcile import Dismiss, Seen, Start, Switch, Wait, decide
 from adaptdl.runtime.results import Results
-from adaptdl.runtime.switching import PlanAborted, ReplicaUnreachable, Switcher, ask
+from adaptdl.runtime.starting import Starter
+from adaptdl.runtime.switching import PlanAborted, ReplicaUnreachable, Switcher
 
 __all__ = ["ReplicaGroup"]
 
 logger = logging.getLogger(__name__)
 
-_FIRST_BACKOFF_S = 2.0
-_LONGEST_BACKOFF_S = 60.0
-"""After replicas could not be started, the wish is tried again after a while that doubles each time."""
-_PLACE_TIMEOUT_S = 1.0
-"""How long the start of a newcomer is held up by the question where the others are."""
 _OTHER_ERRORS_S = 1.0
-"""After a replica raised, how long the others' errors are waited for: the first one may only say that a peer is gone."""
+"""After a replica raised, how long the others' errors are waited for: the first may only say that a peer is gone."""
 
 
 class ReplicaGroup:
@@ -85,16 +83,22 @@ class ReplicaGroup:
         )
         self._switcher = Switcher(self._changed)
         self._roster = Roster()
-        self.news = News(num_restarts=num_restarts, pause_s=pause_s, restored=results.newest_snapshot is not None)
+        self.news = News(num_restarts=num_restarts, pause_s=pause_s, restored=results.newest.snapshot is not None)
+        self._starter = Starter(
+            launcher=self._launcher,
+            roster=self._roster,
+            switcher=self._switcher,
+            results=results,
+            news=self.news,
+            ends=self,
+            changed=self._changed,
+            spawn=self._spawn,
+            clock=clock,
+        )
         self._elastic: ElasticConfig | None = None
         self._wish: dict[str, int] = {}
         self._reason = ""
-        self._trouble = ""
-        self._backoff_s = 0.0
-        self._may_start_at = 0.0
-        self._unparking = False
-        self._num_recoveries = 0
-        self._recovered_at_steps = -1
+        self._recoveries = Recoveries()
         self._ended = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -113,7 +117,7 @@ class ReplicaGroup:
             return
         wish = {node_id: number for node_id, number in allocation.items() if number > 0}
         if wish != self._wish:
-            self._backoff_s, self._may_start_at, self._trouble = 0.0, 0.0, ""
+            self._starter.new_wish()
         begin = self._elastic is None
         self._wish, self._elastic, self._reason = wish, elastic, reason
         if begin:
@@ -127,7 +131,7 @@ class ReplicaGroup:
             allocation=self._roster.count(),
             held=self._reservations.held(),
             wish=dict(self._wish),
-            trouble=self._trouble,
+            trouble=self._starter.trouble,
         )
 
     def _phase(self) -> Phase:
@@ -151,12 +155,7 @@ class ReplicaGroup:
                 if record.state is ReplicaState.STARTING:
                     self.news.booted(self._clock() - record.since)
                     record.position, record.state, record.since = event.position, ReplicaState.READY, self._clock()
-            case Switched():
-                if self._switcher.plan is None and record.state is ReplicaState.MEMBER and self.news.num_running == 0:
-                    self.news.switched(event, self._reason)  # the first generation of a replica that is alone
-                else:
-                    self._switcher.deliver(event)
-            case Missed():
+            case Missed() | Switched():
                 self._switcher.deliver(event)
             case Update():
                 self.news.updated(event)
@@ -199,6 +198,7 @@ class ReplicaGroup:
 
     async def _finish(self) -> None:
         """The function has returned on rank 0; the others have a moment to do so, too."""
+        self._ended = True
         await self._results.end()
         for record in self._roster.newcomers:
             self._end(record)
@@ -214,8 +214,9 @@ class ReplicaGroup:
         self._launcher.end(record)
         self._roster.gone(record)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(coroutine)
+    def _spawn(self, coroutine: Awaitable[None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(coroutine)
+        assert isinstance(task, asyncio.Task)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -241,122 +242,56 @@ class ReplicaGroup:
             members=self._roster.seen_members(),
             newcomers=self._roster.seen_newcomers(now),
             parked=self._roster.seen_parked(),
-            unparking=self._unparking,
+            unparking=self._starter.unparking,
             min_replicas=elastic.min_replicas,
             gather_s=elastic.gather_s,
-            may_start=now >= self._may_start_at,
+            may_start=self._starter.may_start_in_s == 0,
         )
         match decide(seen):
             case Dismiss(replica_ids=ids):
                 for record in self._roster.pick(ids):
                     self._end(record)
             case Start(nodes=nodes, unpark=unpark):
-                self._start(nodes, unpark, elastic)
+                nobody = self._roster.source is None and not self._roster.newcomers
+                alone = nobody and sum(self._wish.values()) == 1
+                self._starter.start(nodes, elastic, alone=alone, reason=self._reason)
+                if unpark and self._roster.parked is not None:
+                    self._starter.unpark(self._roster.parked, elastic)
             case Switch(members=ids):
                 await self._switch(self._roster.pick(ids), elastic)
             case Wait(timeout_s=timeout_s):
                 await self._wait(timeout_s, elastic)
 
     async def _wait(self, timeout_s: float | None, elastic: ElasticConfig) -> None:
-        now = self._clock()
-        times = [timeout_s] if timeout_s is not None else []
-        times += [
-            record.since + self._boot_timeout_s(elastic) - now
-            for record in self._roster.newcomers
-            if record.state is ReplicaState.STARTING
-        ]
-        if self._may_start_at > now:
-            times.append(self._may_start_at - now)
-        try:
+        """Until something changes, or the next thing is due."""
+        times = [] if timeout_s is None else [timeout_s]
+        times += [self._starter.give_up_in_s(record, elastic) for record in self._starting()]
+        if self._starter.may_start_in_s > 0:
+            times.append(self._starter.may_start_in_s)
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), max(0.01, min(times)) if times else None)
-        except asyncio.TimeoutError:
-            pass
+
+    def _starting(self) -> list[ReplicaRecord]:
+        return [record for record in self._roster.newcomers if record.state is ReplicaState.STARTING]
 
     def _tidy(self, elastic: ElasticConfig) -> None:
         """Gives up what takes too long, and gives back what is not needed any more."""
-        for record in self._roster.newcomers:
-            waited_s = self._clock() - record.since
-            if record.state is ReplicaState.STARTING and waited_s > self._boot_timeout_s(elastic):
+        for record in self._starting():
+            if self._starter.give_up_in_s(record, elastic) <= 0:
                 self._end(record)
-                self._start_failed(record, f"it did not reach its data loop within {waited_s:.0f} s")
-        for record in list(self._roster.members):
+                self._starter.failed(record, f"it was not at its data loop after {self._clock() - record.since:.0f} s")
+        for record in self._roster.members:
             if not record.launched.is_set() and record.node_id not in self._wish:
                 self._end(record)  # was to be alone, and has not begun
         parked = self._roster.parked
         if parked is not None and parked.reservation is not None and parked.node_id not in self._wish:
             self._launcher.release(parked)
 
-    def _boot_timeout_s(self, elastic: ElasticConfig) -> float:
-        """Functions that take long before their first loop may take as long again."""
-        return max(elastic.boot_timeout_s, 3 * (self.news.boot_s or 0.0))
-
-    # -- starting ---------------------------------------------------------------------------------------------------
-
-    def _start(self, nodes: Mapping[str, int], unpark: bool, elastic: ElasticConfig) -> None:
-        nobody = self._roster.source is None and not self._roster.newcomers
-        alone = nobody and sum(self._wish.values()) == 1
-        for node_id, number in nodes.items():
-            for _ in range(number):
-                record = self._roster.add(node_id, self._clock(), alone=alone)
-                record.task = self._spawn(self._live(record, elastic, alone))
-        if unpark:
-            assert self._roster.parked is not None
-            self._unparking = True
-            self._spawn(self._unpark(self._roster.parked, elastic))
-
-    async def _live(self, record: ReplicaRecord, elastic: ElasticConfig, alone: bool) -> None:
-        """A replica's life, from its reservation to the end of the user's function."""
-        try:
-            await self._launcher.reserve(record, elastic)
-            await self._launcher.start_process(record, elastic)
-            source = self._roster.source
-            start = None if alone or source is None else await self._place_of(source)
-            if record.state is ReplicaState.GONE:
-                return
-            outcome = await self._launcher.run(
-                record,
-                elastic,
-                alone=alone,
-                generation=self._switcher.next_generation() if alone else 0,
-                start=start,
-                snapshot=self._results.newest_snapshot if source is None or source is record else None,
-                files=self._results.newest_files,
-            )
-        except ReplicaFailed as error:
-            await self._process_ended(record, str(error))
-        else:
-            await self._function_ended(record, outcome)
-        finally:
-            self._changed.set()
-
-    async def _place_of(self, source: ReplicaRecord) -> Place | None:
-        """Where the job is, for a newcomer to start there; None if it has no place yet."""
-        try:
-            place: Place = await ask(source, "place", timeout_s=_PLACE_TIMEOUT_S)
-        except ReplicaUnreachable:
-            return None
-        return place if place.position > Position() else None
-
-    async def _unpark(self, record: ReplicaRecord, elastic: ElasticConfig) -> None:
-        try:
-            await self._launcher.reserve(record, elastic)
-        except ReplicaFailed as error:
-            self._start_failed(record, str(error))
-        finally:
-            self._unparking = False
-            self._changed.set()
-
-    def _start_failed(self, record: ReplicaRecord, reason: str) -> None:
-        self._backoff_s = min(_LONGEST_BACKOFF_S, max(_FIRST_BACKOFF_S, 2 * self._backoff_s))
-        self._may_start_at = self._clock() + self._backoff_s
-        self._trouble = f"replica on node {record.node_id[:8]}: {reason}"
-        logger.warning("%s; trying again in %.0f s", self._trouble, self._backoff_s)
-        self._changed.set()
-
     # -- changing generations ---------------------------------------------------------------------------------------
 
     async def _switch(self, members: list[ReplicaRecord], elastic: ElasticConfig) -> None:
-        source, wish = self._roster.source, self._wish
+        source, wish, began = self._roster.source, self._wish, self._clock()
+        paused = not self._roster.members
         assert elastic.resources_per_replica is not None
         parks = not members and source is not None and runs_beside(elastic.resources_per_replica)
         try:
@@ -373,7 +308,7 @@ class ReplicaGroup:
                 await self._lost(error.record, str(error))
             elif error.record.state is not ReplicaState.GONE:
                 self._end(error.record)
-                self._start_failed(error.record, str(error))
+                self._starter.failed(error.record, str(error))
             return
         except PlanAborted as error:
             logger.info("plan given up: %s", error)
@@ -383,6 +318,8 @@ class ReplicaGroup:
         if done is None or self._ended:
             return
         plan, switched = done
+        if paused:  # what counts is how long it took to go on, not how long there was nothing
+            switched = replace(switched, pause_s=min(switched.pause_s, self._clock() - began))
         for record in self._roster.begin(plan, switched, self._clock()):
             self._spawn(self._retire(record, elastic))
         if self._roster.parked is not None:
@@ -390,7 +327,7 @@ class ReplicaGroup:
         reallocation = self.news.switched(switched, plan.reason)
         logger.debug("%s", reallocation.describe(self._reservations.prefix))
         if switched.dropped:
-            self._trouble = f"{len(switched.dropped)} newcomers did not join"
+            self._starter.trouble = f"{len(switched.dropped)} newcomers did not join"
 
     async def _retire(self, record: ReplicaRecord, elastic: ElasticConfig) -> None:
         await self._launcher.end_when_unwound(record, elastic.leave_timeout_s)
@@ -399,63 +336,69 @@ class ReplicaGroup:
 
     # -- what ends --------------------------------------------------------------------------------------------------
 
-    async def _function_ended(self, record: ReplicaRecord, outcome: Outcome) -> None:
-        record.outcome = outcome
-        if self._ended or record.state in (ReplicaState.GONE, ReplicaState.LEAVING):
-            return
-        if outcome.ending is Ending.RAISED:
-            await self._raised(record, outcome)
-        elif record.is_newcomer and not self._plans_with(record):
-            first = self._roster.source is None
-            self._end(record)
-            if first:  # it has found nothing to do: the function has no data loop, or none that is left
-                await self._finish()
-        elif outcome.ending is Ending.RETURNED:
-            if record is self._roster.source or self._leads_plan(record):
-                await self._finish()
-        elif not self._plans_without(record):
-            await self._lost(record, "it left although nobody had asked it to")
+    def _circumstances(self, record: ReplicaRecord) -> Circumstances:
+        plan, source = self._switcher.plan, self._roster.source
+        about_to_lead = plan is not None and plan.num_replicas > 0 and plan.members[0] == record.member
+        return Circumstances(
+            is_newcomer=record.is_newcomer,
+            is_member=record.state is ReplicaState.MEMBER,
+            is_parked=record.state is ReplicaState.PARKED,
+            launched=record.launched.is_set(),
+            job_has_state=source is not None,
+            leads=record is source or about_to_lead,
+            joins=plan is not None and record.member in plan.members,
+            leaves=plan is not None and record.member not in plan.members,
+        )
 
-    async def _raised(self, record: ReplicaRecord, outcome: Outcome) -> None:
-        assert outcome.error is not None
-        if record.is_newcomer and self._roster.source is not None and not self._plans_with(record):
-            self._end(record)
-            self._start_failed(record, str(outcome.error))
-            return
-        if not outcome.about_communication:
-            await self.fail(outcome.error)
-            return
-        # Somebody else's error, or death, is behind it.
+    async def function_ended(self, record: ReplicaRecord, outcome: Outcome) -> None:
+        """The user's function has ended in a replica."""
+        record.outcome = outcome
+        if not self._ended:
+            reason = "it left although nobody had asked it to" if outcome.error is None else str(outcome.error)
+            await self._carry_out(judge_outcome(outcome, self._circumstances(record)), record, reason)
+
+    async def process_ended(self, record: ReplicaRecord, reason: str) -> None:
+        """A replica's process has ended, or could not be started."""
+        if not self._ended and record.state is not ReplicaState.GONE:
+            await self._carry_out(judge_death(self._circumstances(record)), record, reason)
+
+    async def _carry_out(self, verdict: Verdict, record: ReplicaRecord, reason: str) -> None:
+        match verdict:
+            case Verdict.FORGET:
+                self._end(record)
+            case Verdict.TRY_AGAIN:
+                self._end(record)
+                self._starter.failed(record, reason)
+            case Verdict.FINISH:
+                await self._finish()
+            case Verdict.FAIL:
+                assert record.outcome is not None
+                assert record.outcome.error is not None
+                await self.fail(record.outcome.error)
+            case Verdict.BLAME:
+                await self._blame(record, reason)
+            case Verdict.RESTART:
+                await self._lost(record, reason)
+            case Verdict.NOTHING:
+                pass
+
+    async def _blame(self, record: ReplicaRecord, reason: str) -> None:
+        """Waits a moment for the error, or death, that is behind this one; it decides. Else the group is broken."""
         others = [member.task for member in self._roster.members if member is not record and member.task is not None]
         if others:
-            await asyncio.wait(others, timeout=_OTHER_ERRORS_S, return_when=asyncio.ALL_COMPLETED)
+            await asyncio.wait(others, timeout=_OTHER_ERRORS_S)
         if not self._ended and record.state is not ReplicaState.GONE:
-            await self._lost(record, str(outcome.error).splitlines()[0])
-
-    async def _process_ended(self, record: ReplicaRecord, reason: str) -> None:
-        if self._ended or record.state is ReplicaState.GONE:
-            return
-        if record.is_newcomer or not record.launched.is_set():
-            self._end(record)
-            self._start_failed(record, reason)
-        elif record.state is ReplicaState.LEAVING:
-            self._end(record)
-        elif record.state is ReplicaState.PARKED:
-            self._end(record)
-            logger.warning("the parked replica is lost (%s); the job goes on from its newest snapshot", reason)
-        else:
-            await self._lost(record, reason)
+            await self._lost(record, reason.splitlines()[0])
 
     async def _lost(self, record: ReplicaRecord | None, reason: str) -> None:
         """The state of the job is lost, or part of its group: all start again from the newest snapshot."""
         if self._ended:
             return
         assert self._elastic is not None
-        self._num_recoveries = 1 if self.news.steps > self._recovered_at_steps else self._num_recoveries + 1
-        self._recovered_at_steps = self.news.steps
         who = "its replicas" if record is None else f"replica {record.replica_id} on node {record.node_id[:8]}"
-        if self._num_recoveries > self._elastic.max_recoveries:
-            await self.fail(JobError(f"the job lost {who} {self._num_recoveries} times without a step in between: {reason}"))
+        count = self._recoveries.count(self.news.steps)
+        if count > self._elastic.max_recoveries:
+            await self.fail(JobError(f"the job lost {who}, the {count}th time without a step in between: {reason}"))
             return
         logger.warning("lost %s (%s); starting again from the newest snapshot", who, reason)
         self._switcher.abort(f"lost {who}")
@@ -463,18 +406,6 @@ class ReplicaGroup:
             if other.state is not ReplicaState.LEAVING:
                 self._end(other)
         self.news.lost()
-        self._trouble, self._reason = f"lost {who}: {reason}", "lost a replica"
-        await self._results.wake()
+        self._starter.trouble, self._reason = f"lost {who}: {reason}", "lost a replica"
+        await self._results.rewind()
         self._changed.set()
-
-    def _plans_with(self, record: ReplicaRecord) -> bool:
-        plan = self._switcher.plan
-        return plan is not None and record.member in plan.members
-
-    def _plans_without(self, record: ReplicaRecord) -> bool:
-        plan = self._switcher.plan
-        return plan is not None and record.member not in plan.members
-
-    def _leads_plan(self, record: ReplicaRecord) -> bool:
-        plan = self._switcher.plan
-        return plan is not None and plan.num_replicas > 0 and plan.members[0] == record.member

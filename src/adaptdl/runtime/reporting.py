@@ -70,7 +70,7 @@ class ReportingSession:
 def installed(session: ReportingSession) -> Iterator[None]:
     """While it lasts, `session` is Tune's session of this process."""
     before = train_session._session
-    train_session._session = session
+    train_session._session = session  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -84,7 +84,7 @@ def _refuse_tensors(metrics: dict[str, Any]) -> None:
 
     if contains_tensor(metrics):
         names = [name for name, value in metrics.items() if contains_tensor(value)]
-        raise UsageError(f"metrics must be plain numbers, but {names} hold torch tensors: report `value.item()` instead")
+        raise UsageError(f"metrics must be plain numbers, but {names} hold tensors of torch: report `value.item()`")
 
 
 def read_files(checkpoint: Any) -> dict[str, bytes]:
@@ -109,4 +109,4 @@ def _as_checkpoint(files: Mapping[str, bytes] | None) -> Checkpoint | None:
         return None
     directory = Path(tempfile.mkdtemp(prefix="adaptdl-checkpoint-"))
     write_files(files, directory)
-    return Checkpoint.from_directory(str(directory))
+    return Checkpoint.from_directory(str(directory))  # type: ignore[return-value]

@@ -145,8 +145,12 @@ class Switcher:
             answer = await self._execute(plan, source, newcomers, join_timeout_s)
             if isinstance(answer, Switched):
                 return plan, answer
-            logger.debug("generation %d missed its target %s, the source is at %s",
-                         plan.generation, target, answer.place.position)
+            logger.debug(
+                "generation %d missed its target %s, the source is at %s",
+                plan.generation,
+                target,
+                answer.place.position,
+            )
         logger.warning("newcomers have missed the loops of their group %d times; trying again later", _MAX_ATTEMPTS)
         return None
 
@@ -202,7 +206,7 @@ class Switcher:
             if not still_wanted() or source.state is not ReplicaState.MEMBER:
                 return None
             if place.position != began_at and place.position.epoch != began_at.epoch:
-                return _ahead(place, 1)  # an epoch passes between two looks: its training loops cannot be met by looking
+                return _ahead(place, 1)  # epochs pass between two looks: their training loops are not met by looking
             await asyncio.sleep(_LOOK_INTERVAL_S)
             place = await ask(source, "place")
         return place
@@ -211,7 +215,7 @@ class Switcher:
         self._changed.clear()
         try:
             await asyncio.wait_for(self._changed.wait(), max(0.0, timeout_s))
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return False
         return True
 
@@ -236,7 +240,7 @@ class Switcher:
     async def _answer(
         self, plan: Plan, answer: asyncio.Future[Switched | Missed], timeout_s: float | None
     ) -> Switched | Missed:
-        """Waits for the answer. A source that trains comes to its next boundary when it does: a validation loop may be long."""
+        """Waits for the answer. A source that trains comes to its boundary when it does: validation may take long."""
         began = time.monotonic()
         while True:
             left_s = _REMIND_INTERVAL_S if timeout_s is None else began + timeout_s - time.monotonic()

@@ -9,12 +9,14 @@ from adaptdl.torch.registry import State
 from adaptdl.torch.sampler import ElasticSampler
 from adaptdl.torch.scaling_rules import AdaScale, LEGWScale, LinearScale, ScalingRule, SqrtScale
 from adaptdl.torch.session import ElasticSession
+from adaptdl.torch.tuning import Batch
 
 __all__ = [
     "AdaScale",
     "Accumulator",
     "AdaptiveDataLoader",
     "AdaptiveDataParallel",
+    "Batch",
     "ElasticSampler",
     "ElasticSession",
     "LEGWScale",

@@ -151,7 +151,7 @@ class AdaptiveDataParallel(torch.nn.Module):
 
         optimizer.step, optimizer.zero_grad = scaled_step, guarded_zero_grad
         if self._lr_scheduler is not None:
-            _skip_while_accumulating(self._lr_scheduler, "step", self._session)
+            _skip_steps_while_accumulating(self._lr_scheduler, self._session)
         if self._mp_scaler is not None:
             for method in ("step", "unscale_", "update"):
                 _skip_while_accumulating(self._mp_scaler, method, self._session)
@@ -339,6 +339,18 @@ def _skip_while_accumulating(target: Any, method: str, session: ElasticSession) 
         return None if session.is_accumulating else original(*args, **kwargs)
 
     setattr(target, method, guarded)
+
+
+def _skip_steps_while_accumulating(lr_scheduler: Any, session: ElasticSession) -> None:
+    """As above, by way of the class: what is in the object itself is in a scheduler's state_dict."""
+    cls = type(lr_scheduler)
+    step = cls.step
+
+    @functools.wraps(step)
+    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return None if session.is_accumulating else step(self, *args, **kwargs)
+
+    lr_scheduler.__class__ = type(cls.__name__, (cls,), {"step": guarded, "__module__": cls.__module__})
 
 
 def _check(model: Any, optimizer: Any) -> None:

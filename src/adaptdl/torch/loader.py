@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -275,7 +276,7 @@ def _check(dataset: Any, batch_size: Any, sampler: Any, batch_sampler: Any) -> N
             f"AdaptiveDataLoader draws samples by itself and cannot follow {which}={sampler or batch_sampler!r}; use "
             "shuffle=True, or put a selection or weighting into the Dataset (for instance torch.utils.data.Subset)"
         )
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral) or int(batch_size) < 1:
         raise UsageError(f"batch_size must be a whole number of samples ≥ 1, but got {batch_size!r}")
     if len(dataset) == 0:
         raise UsageError("the data set must have at least one sample, but is empty")

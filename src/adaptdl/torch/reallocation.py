@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Mapping
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from adaptdl.errors import AdaptDLError
 from adaptdl.plan import Member, Plan, Switched
@@ -24,8 +27,8 @@ __all__ = ["Pause", "join", "switch"]
 
 logger = logging.getLogger(__name__)
 
-_WAIT_SLICE_S = 0.5
-"""A wait at the store is interrupted this often to look for newer orders."""
+_SHORTEST_POLL_S, _LONGEST_POLL_S = 0.002, 0.02
+"""A newcomer looks this often whether the source has come, or a newer order. (A wait in the store cannot be interrupted.)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,20 @@ class Pause:
     counts: bool
     """Whether there was a step before."""
     dropped: frozenset[str] = frozenset()
+
+
+@functools.cache
+def warm_up() -> None:
+    """What torch does at the first group and the first DistributedDataParallel of a process takes a second: a newcomer
+    does it before it says that it is ready. In a process that has a group it was done."""
+    if dist.is_initialized():
+        return
+    group = Group.form(None, "warm-up", 0, 1, timeout_s=30.0)
+    try:
+        ddp = DistributedDataParallel(torch.nn.Linear(1, 1), forward_sync_buffers=False, init_sync=False)
+        ddp(torch.zeros(1, 1)).sum().backward()
+    finally:
+        group.close()
 
 
 def switch(session: ElasticSession, plan: Plan) -> None:
@@ -96,13 +113,18 @@ def _key(plan: Plan, name: str) -> str:
 
 
 def _wait(session: ElasticSession, store: dist.Store, key: str) -> bool:
-    """Waits for `key`, or for a newer order. The source comes when it comes; whoever gave the plan can take it back."""
+    """Waits for `key`, or for a newer order. The source comes when it comes; whoever gave the plan can take it back. If the
+    source is gone, nobody comes, and there will be a newer order."""
+    interval_s = _SHORTEST_POLL_S
     while not session.mailbox.any():
         try:
-            store.wait([key], timedelta(seconds=_WAIT_SLICE_S))
-        except dist.DistStoreError:
-            continue
-        return True
+            if store.check([key]):
+                return True
+        except RuntimeError as error:
+            logger.info("replica %s has lost the store of its plan: %s", session.replica.replica_id, error)
+            return False
+        time.sleep(interval_s)
+        interval_s = min(interval_s * 1.01, _LONGEST_POLL_S)
     return False
 
 

@@ -358,6 +358,8 @@ class ElasticSession:
 
     def _stand_until_joined(self) -> None:
         """Waits for orders until they make this replica a member or send it on. Raises Leave if it is not wanted."""
+        if not self.is_skipping:
+            reallocation.warm_up()
         while not self.joined and not self.is_skipping:
             self.host.ready(self.position)
             order = self.mailbox.wait()
@@ -377,6 +379,7 @@ class ElasticSession:
             if order is Order.LEAVE:
                 raise Leave
             if isinstance(order, Plan):
+                self.last_step_at = time.monotonic()  # what it was parked is not a pause of the training
                 reallocation.join(self, order)
 
     def leave_loop(self, loop: Loop, *, keep_company: bool) -> None:

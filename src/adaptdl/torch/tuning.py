@@ -104,7 +104,7 @@ class Tuner:
         perf_params = self.perf_params
         if perf_params is None or grad_params is None or bounds.fixed:
             return kept
-        model = GoodputModel(perf_params, grad_params, bounds)
+        model = GoodputModel(perf_params=perf_params, grad_params=grad_params, bounds=bounds)
         choice = model.best_batch_size(num_nodes, num_replicas)
         if float(choice.goodput) <= 0:
             return kept

@@ -1,8 +1,8 @@
 """How many trials may live at once.
 
 A coordinator takes no device, so Tune would start every trial it can draw, each of which would then wait for a device,
-and early-stopping schedulers would lose the order they rely on. So Tune's search algorithm is asked for no more trials than
-there are devices, unless the user has set a limit of their own.
+and early-stopping schedulers would lose the order they rely on. So Tune's search algorithm is asked for no more trials
+than there are devices, unless the user has set a limit of their own.
 """
 
 from __future__ import annotations

@@ -93,9 +93,7 @@ class AllocationLoop:
         clock: monotonic seconds.
     """
 
-    def __init__(
-        self, *, experiment: str, allocator: Allocator, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, *, experiment: str, allocator: Allocator, clock: Callable[[], float] = time.monotonic) -> None:
         self._experiment = experiment
         self._allocator = allocator
         self._clock = clock
@@ -237,7 +235,8 @@ class AllocationLoop:
             if trial.coordinator is not None and trial.wish is not None and trial.sent is not trial.wish
         ]
         for trial in sorted(unsent, key=lambda trial: trial.wish.growth if trial.wish is not None else 0):
-            assert trial.coordinator is not None and trial.wish is not None
+            assert trial.coordinator is not None
+            assert trial.wish is not None
             trial.sent = trial.wish
             trial.answers.append(
                 trial.coordinator.set_allocation.remote(dict(trial.wish.after), trial.wish.elastic, trial.wish.reason)

@@ -13,13 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adaptdl.errors import SnapshotError
 from adaptdl.runtime.reporting import write_files
+from adaptdl.runtime.results import Saved
 
 __all__ = ["SavedTrial", "read_trial", "write_trial"]
 
@@ -33,28 +33,27 @@ _MANIFEST = "manifest.json"
 class SavedTrial:
     """What a trial goes on from."""
 
-    snapshot: bytes | None
-    """None: it had made no step."""
-    files: Mapping[str, bytes] | None
-    """The user's own checkpoint, if there was one."""
-    num_restarts: int
-    pause_s: float
+    saved: Saved
+    num_restarts: int = 0
+    pause_s: float = 0.0
 
 
 def write_trial(saved: SavedTrial, directory: Path) -> None:
     """Writes a checkpoint; there is no manifest until all else is there."""
-    if saved.files is not None:
-        write_files(saved.files, directory)
+    snapshot, files = saved.saved.snapshot, saved.saved.files
+    if files is not None:
+        write_files(files, directory)
     folder = directory / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    if saved.snapshot is not None:
-        (folder / _SNAPSHOT).write_bytes(saved.snapshot)
+    if snapshot is not None:
+        (folder / _SNAPSHOT).write_bytes(snapshot)
     manifest = {
         "version": _VERSION,
         "num_restarts": saved.num_restarts,
         "pause_s": saved.pause_s,
-        "files": None if saved.files is None else sorted(saved.files),
-        "snapshot_sha256": None if saved.snapshot is None else hashlib.sha256(saved.snapshot).hexdigest(),
+        "num_ahead": saved.saved.num_ahead,
+        "files": None if files is None else sorted(files),
+        "snapshot_sha256": None if snapshot is None else hashlib.sha256(snapshot).hexdigest(),
     }
     half = folder / f"{_MANIFEST}.half"
     half.write_text(json.dumps(manifest))
@@ -83,8 +82,11 @@ def read_trial(directory: Path) -> SavedTrial:
             f"but is of {manifest.get('version')!r}"
         )
     return SavedTrial(
-        snapshot=_read_snapshot(folder / _SNAPSHOT, manifest["snapshot_sha256"]),
-        files=None if manifest["files"] is None else _read_files(directory, manifest["files"]),
+        saved=Saved(
+            snapshot=_read_snapshot(folder / _SNAPSHOT, manifest["snapshot_sha256"]),
+            files=None if manifest["files"] is None else _read_files(directory, manifest["files"]),
+            num_ahead=manifest["num_ahead"],
+        ),
         num_restarts=manifest["num_restarts"],
         pause_s=manifest["pause_s"],
     )

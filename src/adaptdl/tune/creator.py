@@ -17,7 +17,7 @@ from adaptdl.tune.trainable import AdaptDLTrainable
 __all__ = ["DistributedTrainableCreator", "elastic_from_function_trainable", "report"]
 
 
-def DistributedTrainableCreator(  # noqa: N802 (the name users know)
+def DistributedTrainableCreator(
     func: Callable[[dict[str, Any]], Any],
     *,
     resources_per_replica: Mapping[str, float] | None = None,
@@ -29,8 +29,8 @@ def DistributedTrainableCreator(  # noqa: N802 (the name users know)
 
     Args:
         func: the training function; takes the config.
-        resources_per_replica: what one replica holds, e.g. ``{"GPU": 1, "CPU": 4}``. None: what the scheduler says, else one
-            GPU if the cluster has GPUs, else one CPU.
+        resources_per_replica: what one replica holds, e.g. ``{"GPU": 1, "CPU": 4}``. None: what the scheduler says,
+            else one GPU if the cluster has GPUs, else one CPU.
         min_replicas: a trial runs on at least so many replicas, or waits.
         max_replicas: and on at most so many.
         elastic: time limits and the like; the arguments above are put into it.

@@ -1,7 +1,8 @@
 """The scheduler that users pass to Tune: it decides where trials run and how wide.
 
 *Which* trials live is decided by a base scheduler (FIFO, ASHA, HyperBand, PBT, ...), to which every question of Tune is
-passed on. Tune asks about ten times a second; everything slow happens in :class:`~adaptdl.tune.allocation_loop.AllocationLoop`.
+passed on. Tune asks about ten times a second; everything slow happens in the thread of
+:class:`~adaptdl.tune.allocation_loop.AllocationLoop`.
 """
 
 from __future__ import annotations
@@ -66,16 +67,16 @@ class _Experiment:
     goodput: dict[str, float] = field(default_factory=dict)
 
 
-class AdaptDLScheduler(TrialScheduler):  # type: ignore[misc]
+class AdaptDLScheduler(TrialScheduler):
     """Adjusts the replicas of every trial while it runs, so that the cluster does the most useful training it can.
 
     Args:
         base_scheduler: decides which trials live; FIFO if None.
         policy: divides the cluster among the trials; :class:`~adaptdl.policy.OptimalPolicy` if None.
-        interval_s: how often the division is reconsidered when nothing happens, > 0. Trials that come or end, and nodes that
-            come or go, are considered at once.
-        resources_per_replica: what one replica holds, for trials that do not say it themselves. None: one GPU if the cluster
-            has GPUs, else one CPU.
+        interval_s: how often the division is reconsidered when nothing happens, > 0. Trials that come or end, and nodes
+            that come or go, are considered at once.
+        resources_per_replica: what one replica holds, for trials that do not say it themselves. None: one GPU if the
+            cluster has GPUs, else one CPU.
         min_replicas: a trial runs on at least so many replicas, or waits; for trials that do not say it themselves.
         max_replicas: and on at most so many.
         elastic: time limits and the like; the three arguments above are put into it.
@@ -95,7 +96,7 @@ class AdaptDLScheduler(TrialScheduler):  # type: ignore[misc]
         max_replicas: int | None = None,
         elastic: ElasticConfig | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         if base_scheduler is not None and not isinstance(base_scheduler, TrialScheduler):
             raise UsageError(f"`base_scheduler` must be one of Tune's schedulers, but got {base_scheduler!r}")
         if isinstance(base_scheduler, AdaptDLScheduler):
@@ -124,10 +125,6 @@ class AdaptDLScheduler(TrialScheduler):  # type: ignore[misc]
     def metric(self) -> str | None:
         metric: str | None = self._base.metric
         return metric
-
-    @property
-    def _metric(self) -> str | None:
-        return self.metric
 
     @property
     def supports_buffered_results(self) -> bool:
@@ -258,9 +255,7 @@ class AdaptDLScheduler(TrialScheduler):  # type: ignore[misc]
             experiment.admission.allow(self._num_trials(experiment.loop.nodes))
 
     @staticmethod
-    def _pass_on(
-        experiment: _Experiment, tracked: _Tracked, coordinator: ActorHandle[Any] | None, status: str
-    ) -> None:
+    def _pass_on(experiment: _Experiment, tracked: _Tracked, coordinator: ActorHandle[Any] | None, status: str) -> None:
         changed = coordinator is not tracked.coordinator
         waits = status == Trial.PENDING
         if changed or waits != (tracked.status == Trial.PENDING):
@@ -282,11 +277,15 @@ class AdaptDLScheduler(TrialScheduler):  # type: ignore[misc]
         last = fresh[-1]
         if trial.trial_name_creator is None:
             trial.custom_trial_name = f"AdaptDLTrainable_{last.after}_{last.number}_{trial.trial_id}"
-        trial.adaptdl = {"num_replicas": last.after, "num_restarts": last.number, "pause_s": status.pause_s}
+        trial.adaptdl = {  # type: ignore[attr-defined]
+            "num_replicas": last.after,
+            "num_restarts": last.number,
+            "pause_s": status.pause_s,
+        }
         trial.invalidate_json_state()
 
 
-class _AtTheEnd(Callback):  # type: ignore[misc]
+class _AtTheEnd(Callback):
     """Tells when an experiment is over, however it ended."""
 
     def __init__(self, loop: AllocationLoop) -> None:

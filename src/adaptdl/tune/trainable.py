@@ -2,7 +2,8 @@
 
 Tune makes it an asyncio actor since its methods are coroutines: ``train`` waits for the next result while the
 allocator's and the replicas' messages are served beside it. It holds no CPU and never imports torch. Nothing here may
-block the loop, as Tune's driver waits for some answers; ``save`` in particular answers at once, whatever the replicas do.
+block the loop, as Tune's driver waits for some answers; ``save`` in particular answers at once, whatever the replicas
+do.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ray.tune.result import RESULT_DUPLICATE, SHOULD_CHECKPOINT, TIME_THIS_ITER_
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.messages import Event, JobError, JobInfo, JobStatus, Phase
 from adaptdl.runtime.replica_group import ReplicaGroup
-from adaptdl.runtime.results import Results
+from adaptdl.runtime.results import Results, Saved
 from adaptdl.tune.checkpoint import SavedTrial, read_trial, write_trial
 
 __all__ = ["AdaptDLTrainable"]
@@ -39,7 +40,7 @@ _NO_CONTACT_TIMEOUT_S = 60.0
 _LOOK_INTERVAL_S = 5.0
 
 
-class AdaptDLTrainable(Trainable):  # type: ignore[misc]
+class AdaptDLTrainable(Trainable):
     """Made by :func:`adaptdl.tune.DistributedTrainableCreator` for one training function."""
 
     function: ClassVar[bytes] = b""
@@ -51,14 +52,17 @@ class AdaptDLTrainable(Trainable):  # type: ignore[misc]
         return PlacementGroupFactory([{"memory": _COORDINATOR_BYTES}])
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._saved = SavedTrial(snapshot=None, files=None, num_restarts=0, pause_s=0.0)
+        self._restored_from = SavedTrial(saved=Saved())
         self._group: ReplicaGroup | None = None
         self._results: Results | None = None
         self._allocation: tuple[Mapping[str, int], ElasticConfig, str] | None = None
+        self._restored_metrics: dict[str, Any] = {}
         self._failure: JobError | None = None
         self._began_at = time.monotonic()
         self._contacted = False
         self._next: dict[str, Any] = {}
+        self._num_seen = 0
+        """Results that `_last_result` is the last of."""
         self._saving = asyncio.Lock()
 
     # -- from Tune --------------------------------------------------------------------------------------------------
@@ -66,7 +70,7 @@ class AdaptDLTrainable(Trainable):  # type: ignore[misc]
     async def train(self) -> dict[str, Any]:
         """Waits for the next result."""
         began = time.monotonic()
-        group, results = self._begin()
+        _, results = self._begin()
         result = None
         while True:
             if self._failure is not None:
@@ -85,31 +89,32 @@ class AdaptDLTrainable(Trainable):  # type: ignore[misc]
         if RESULT_DUPLICATE not in self._next:
             self._next.setdefault(TIME_THIS_ITER_S, time.monotonic() - began)
         trained: dict[str, Any] = Trainable.train(self)
+        self._num_seen = results.num_taken
         return trained
 
     def step(self) -> dict[str, Any]:
         return self._next
 
-    async def save(self, checkpoint_dir: str | None = None) -> _TrainingResult:
+    async def save(  # type: ignore[override]
+        self, checkpoint_dir: str | None = None
+    ) -> _TrainingResult:
         """Writes the newest state that goes with the results Tune has seen. Does not wait for replicas."""
-        group, results = self._group, self._results
-        saved = self._saved
+        state, group, results = self._restored_from, self._group, self._results
         if group is not None and results is not None:
-            saved = SavedTrial(
-                snapshot=results.saved_snapshot,
-                files=results.saved_files,
+            state = SavedTrial(
+                saved=results.saved(self._num_seen),
                 num_restarts=group.news.num_restarts,
                 pause_s=group.news.pause_s,
             )
-        metrics = dict(self._last_result or {})
+        metrics: dict[str, Any] = dict(self._last_result or self._restored_metrics)
         async with self._saving:
             loop = asyncio.get_running_loop()
-            result: _TrainingResult = await loop.run_in_executor(None, self._persist, saved, metrics, checkpoint_dir)
+            result: _TrainingResult = await loop.run_in_executor(None, self._persist, state, metrics, checkpoint_dir)
         return result
 
-    def _persist(self, saved: SavedTrial, metrics: dict[str, Any], checkpoint_dir: str | None) -> _TrainingResult:
+    def _persist(self, state: SavedTrial, metrics: dict[str, Any], checkpoint_dir: str | None) -> _TrainingResult:
         directory = Path(checkpoint_dir or tempfile.mkdtemp(prefix="adaptdl-"))
-        write_trial(saved, directory)
+        write_trial(state, directory)
         checkpoint = Checkpoint.from_directory(str(directory))
         if self._storage is None:
             return _TrainingResult(checkpoint=checkpoint, metrics=metrics)
@@ -123,10 +128,12 @@ class AdaptDLTrainable(Trainable):  # type: ignore[misc]
         """Takes the state of a checkpoint; before the first `train`."""
         if self._group is not None:
             raise JobError("a trial that runs already cannot be restored; run with reuse_actors=False")
+        if isinstance(checkpoint_path, _TrainingResult):
+            self._restored_metrics = dict(checkpoint_path.metrics)
         await asyncio.get_running_loop().run_in_executor(None, Trainable.restore, self, checkpoint_path)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        self._saved = read_trial(Path(checkpoint))
+        self._restored_from = read_trial(Path(checkpoint))
 
     async def stop(self) -> None:
         """Ends all replicas and gives everything back; quick, and may be called at any time."""
@@ -175,7 +182,8 @@ class AdaptDLTrainable(Trainable):  # type: ignore[misc]
     def _begin(self) -> tuple[ReplicaGroup, Results]:
         """The group of replicas, made when Tune asks for the first result: all that was saved is loaded by then."""
         if self._group is None or self._results is None:
-            self._results = Results(snapshot=self._saved.snapshot, files=self._saved.files)
+            self._results = Results(self._restored_from.saved)
+            self._num_seen = self._results.num_taken
             self._group = ReplicaGroup(
                 job=JobInfo(
                     job_id=self.trial_id,
@@ -187,8 +195,8 @@ class AdaptDLTrainable(Trainable):  # type: ignore[misc]
                 config=cloudpickle.dumps(self.config),
                 coordinator=ray.get_runtime_context().current_actor,
                 results=self._results,
-                num_restarts=self._saved.num_restarts,
-                pause_s=self._saved.pause_s,
+                num_restarts=self._restored_from.num_restarts,
+                pause_s=self._restored_from.pause_s,
             )
             if self._allocation is not None:
                 self._group.set_allocation(*self._allocation)
@@ -202,8 +210,8 @@ class AdaptDLTrainable(Trainable):  # type: ignore[misc]
             allocation={},
             held={},
             wish={},
-            num_restarts=self._saved.num_restarts,
-            pause_s=self._saved.pause_s,
+            num_restarts=self._restored_from.num_restarts,
+            pause_s=self._restored_from.pause_s,
             boot_s=None,
             report=None,
             metrics={},

@@ -1,0 +1,66 @@
+"""Training functions for the tests. Each is made inside a function, so that it is pickled whole: replicas cannot import
+the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+TrainingFunction = Callable[[dict[str, Any]], None]
+
+
+def linear_regression() -> TrainingFunction:
+    """Reports for each epoch the parameters and the samples seen; the batch size is fixed.
+
+    Config: epochs, samples, batch_size, sleep_s (per sample), fail_at (epoch), exit_at (epoch).
+    """
+
+    def train(config: dict[str, Any]) -> None:
+        import os
+        import time
+
+        import torch
+        from ray import tune
+
+        import adaptdl.torch as adl
+
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(config.get("samples", 160), 4, dtype=torch.float64, generator=generator)
+        data = torch.utils.data.TensorDataset(inputs, inputs.sum(dim=1, keepdim=True))
+        loader = adl.AdaptiveDataLoader(data, batch_size=config.get("batch_size", 16), shuffle=True)
+        torch.manual_seed(0)
+        network = torch.nn.Linear(4, 1, dtype=torch.float64)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.5)
+        model = adl.AdaptiveDataParallel(network, optimizer)
+        for epoch in adl.remaining_epochs_until(config["epochs"]):
+            for x, y in loader:
+                optimizer.zero_grad()
+                loss = torch.nn.functional.mse_loss(model(x), y)
+                loss.backward()
+                optimizer.step()
+                time.sleep(config.get("sleep_s", 0.0005) * len(x))
+                if config.get("exit_at") == epoch and not os.path.exists(config["exit_flag"]):
+                    with open(config["exit_flag"], "w"):
+                        pass
+                    os._exit(1)
+            if config.get("fail_at") == epoch:
+                raise ValueError("no such luck")
+            weights = torch.cat([parameter.detach().reshape(-1) for parameter in network.parameters()])
+            tune.report({"epoch": epoch, "weights": weights.tolist(), "loss": loss.item()})
+
+    return train
+
+
+def without_data_loop() -> TrainingFunction:
+    """A plain function, as many users of Tune have them."""
+
+    def train(config: dict[str, Any]) -> None:
+        import time
+
+        from ray import tune
+
+        for step in range(config.get("steps", 3)):
+            time.sleep(config.get("sleep_s", 0.0))
+            tune.report({"score": step})
+
+    return train

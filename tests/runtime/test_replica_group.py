@@ -1,0 +1,259 @@
+"""Jobs on a real Ray with two nodes: growing, shrinking, moving, pausing, and ending in every way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import cloudpickle
+from ray.cluster_utils import Cluster
+from ray.exceptions import RayTaskError
+
+from adaptdl.runtime import ElasticConfig, ElasticJob, JobInfo, JobStatus, Phase
+from adaptdl.runtime.placement import sweep
+from adaptdl.runtime.reporting import installed
+from tests.runtime.functions import TrainingFunction, linear_regression, without_data_loop
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ELASTIC = ElasticConfig(resources_per_replica={"CPU": 1}, gather_s=10.0, reservation_timeout_s=1.5)
+DEADLINE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[tuple[str, str]]:
+    """A Ray of two nodes with two CPUs each; their ids."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=2)
+        ray.init(address=cluster.address, log_to_driver=False)
+        cluster.wait_for_nodes()
+        first, second = (node["NodeID"] for node in ray.nodes())
+        yield first, second
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+class RunningJob:
+    """A job, and what it has reported."""
+
+    def __init__(self, name: str, function: TrainingFunction, config: dict[str, Any], **more: Any) -> None:
+        self.info = JobInfo(job_id=name, name=name, experiment="tests")
+        self.actor = (
+            ray.remote(ElasticJob)
+            .options(num_cpus=0)
+            .remote(self.info, cloudpickle.dumps(function), cloudpickle.dumps(config), **more)
+        )
+        self.results: list[dict[str, Any]] = []
+        self._next = self.actor.next_result.remote()
+
+    def allocate(self, allocation: Mapping[str, int], elastic: ElasticConfig = ELASTIC) -> None:
+        ray.get(self.actor.set_allocation.remote(allocation, elastic, f"to {sum(allocation.values())}"))
+
+    def status(self) -> JobStatus:
+        status: JobStatus = ray.get(self.actor.status.remote())
+        return status
+
+    def wait_until(self, condition: Callable[[JobStatus], bool], what: str) -> JobStatus:
+        """Takes results as they come until `condition` holds."""
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            status = self.status()
+            if condition(status):
+                return status
+            assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}: {status}"
+            if ray.wait([self._next], timeout=0.05)[0] and not self._take():
+                time.sleep(0.05)
+
+    def wait_for(self, allocation: Mapping[str, int]) -> JobStatus:
+        return self.wait_until(
+            lambda status: (
+                dict(status.allocation) == dict(allocation)
+                and bool(status.reallocations)
+                and status.reallocations[-1].after == sum(allocation.values())
+            ),
+            f"the allocation {allocation}",
+        )
+
+    def finish(self) -> list[dict[str, Any]]:
+        """All results to the end."""
+        while self._take():
+            pass
+        return self.results
+
+    def _take(self) -> bool:
+        metrics = ray.get(self._next, timeout=DEADLINE_S)
+        if metrics is None:
+            return False
+        self.results.append(metrics)
+        self._next = self.actor.next_result.remote()
+        return True
+
+    def stop(self) -> None:
+        ray.get(self.actor.stop.remote(), timeout=10)
+
+
+@pytest.fixture
+def start(two_nodes: tuple[str, str]) -> Iterator[Callable[..., RunningJob]]:
+    """Starts jobs; when the test ends, nothing of them may be left."""
+    jobs: list[RunningJob] = []
+
+    def start(function: TrainingFunction, config: dict[str, Any], **more: Any) -> RunningJob:
+        jobs.append(RunningJob(f"job{len(jobs)}", function, config, **more))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.stop()
+    assert sweep("adaptdl/") == 0
+    assert_all_cpus_free()
+    for job in jobs:
+        ray.kill(job.actor)
+
+
+def assert_all_cpus_free() -> None:
+    deadline = time.monotonic() + 10
+    while ray.available_resources().get("CPU") != 4.0:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.05)
+
+
+def undisturbed(function: TrainingFunction, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `function` reports when it runs by itself, in this process."""
+    results: list[dict[str, Any]] = []
+
+    class Collector:
+        world_rank = None
+
+        def report(self, metrics: dict[str, Any], checkpoint: Any = None) -> None:
+            results.append(metrics)
+
+    with installed(Collector()):  # type: ignore[arg-type]
+        function(config)
+    return results
+
+
+def test_a_history_of_reallocations_ends_like_an_undisturbed_run(
+    two_nodes: tuple[str, str], start: Callable[..., RunningJob]
+) -> None:
+    a, b = two_nodes
+    job = start(linear_regression(), {"epochs": 200, "sleep_s": 0.001})
+    job.allocate({a: 1})
+    job.wait_for({a: 1})
+    job.allocate({a: 1, b: 1})
+    grown = job.wait_for({a: 1, b: 1})
+    job.allocate({b: 1})  # rank 0 goes
+    job.wait_for({b: 1})
+    job.allocate({})
+    paused = job.wait_for({})
+    assert (paused.phase, dict(paused.held)) == (Phase.PAUSED, {})
+    job.allocate({b: 1})  # the parked replica comes back
+    resumed = job.wait_for({b: 1})
+    job.allocate({a: 1})  # nobody stays
+    job.wait_for({a: 1})
+    job.allocate({})
+    job.wait_for({})
+    job.allocate({b: 1})  # parked on one node, wanted on the other
+    job.wait_for({b: 1})
+    results = job.finish()
+    assert [change.after for change in job.status().reallocations] == [1, 2, 1, 0, 1, 1, 0, 1]
+    assert grown.reallocations[-1].num_nodes == 2
+    assert resumed.reallocations[-1].pause_s < 2.0
+    assert [result["epoch"] for result in results] == list(range(200))
+    assert results[-1]["adaptdl/num_restarts"] == 7
+    for result, expected in zip(results, undisturbed(linear_regression(), {"epochs": 200, "sleep_s": 0}), strict=True):
+        assert result["weights"] == pytest.approx(expected["weights"], rel=1e-10)
+
+
+def test_the_newest_wish_wins(two_nodes: tuple[str, str], start: Callable[..., RunningJob]) -> None:
+    a, b = two_nodes
+    job = start(linear_regression(), {"epochs": 2000})
+    for allocation in ({a: 2}, {a: 1, b: 1}, {b: 2}, {a: 1}, {a: 2, b: 1}, {b: 1}):
+        job.allocate(allocation)
+        time.sleep(0.3)
+    status = job.wait_for({b: 1})
+    time.sleep(0.5)
+    assert dict(job.status().held) == {b: 1}
+    assert len(status.reallocations) <= 2
+
+
+def test_a_function_without_data_loop_runs_on_one_replica(
+    two_nodes: tuple[str, str], start: Callable[..., RunningJob]
+) -> None:
+    job = start(without_data_loop(), {"steps": 3})
+    job.allocate({two_nodes[0]: 1})
+    assert [result["score"] for result in job.finish()] == [0, 1, 2]
+
+
+def test_what_the_function_raises_is_what_is_told(two_nodes: tuple[str, str], start: Callable[..., RunningJob]) -> None:
+    a, b = two_nodes
+    job = start(linear_regression(), {"epochs": 5, "fail_at": 2})
+    job.allocate({a: 1, b: 1})
+    with pytest.raises(RayTaskError, match=r"(?s)raised ValueError: no such luck.*in train\n.*no such luck") as caught:
+        job.finish()
+    assert [result["epoch"] for result in job.results] == [0, 1]
+    assert {result["adaptdl/num_replicas"] for result in job.results} == {2}  # the first generation had both
+    assert job.results[-1]["adaptdl/num_restarts"] == 0
+    assert cloudpickle.loads(caught.value.cause.cause_pickle).args == ("no such luck",)
+    assert job.status().phase is Phase.ENDED
+
+
+def test_a_lost_member_costs_no_more_than_the_way_back_to_the_newest_snapshot(
+    two_nodes: tuple[str, str], start: Callable[..., RunningJob], tmp_path: Path
+) -> None:
+    a, b = two_nodes
+    job = start(linear_regression(), {"epochs": 30, "exit_at": 10, "exit_flag": str(tmp_path / "exited")})
+    job.allocate({a: 1, b: 1})
+    results = job.finish()
+    assert [result["epoch"] for result in results] == list(range(30))
+    assert any(change.reason == "lost a replica" for change in job.status().reallocations)
+
+
+def test_a_newcomer_that_cannot_be_placed_leaves_the_others_alone(
+    two_nodes: tuple[str, str], start: Callable[..., RunningJob]
+) -> None:
+    a, _ = two_nodes
+    job = start(linear_regression(), {"epochs": 2000})
+    job.allocate({a: 1})
+    job.wait_for({a: 1})
+    job.allocate({a: 3})
+    status = job.wait_until(lambda status: bool(status.trouble), "the reservation to be given up")
+    assert "waited 1.5 s for {'CPU': 1.0} on node" in status.trouble
+    job.wait_for({a: 2})  # the one that could be placed has joined
+    job.allocate({a: 1})
+    job.wait_for({a: 1})
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 1.5])
+def test_a_job_that_is_stopped_while_it_starts_leaves_nothing(
+    two_nodes: tuple[str, str], start: Callable[..., RunningJob], after_s: float
+) -> None:
+    a, b = two_nodes
+    job = start(linear_regression(), {"epochs": 2000})
+    job.allocate({a: 2, b: 2})
+    time.sleep(after_s)
+    job.stop()
+    assert_all_cpus_free()
+
+
+def test_nothing_is_left_when_the_coordinator_is_killed_in_the_middle_of_a_reallocation(
+    two_nodes: tuple[str, str],
+) -> None:
+    a, b = two_nodes
+    job = RunningJob("killed", linear_regression(), {"epochs": 2000})
+    job.allocate({a: 1})
+    job.wait_for({a: 1})
+    job.allocate({a: 2, b: 1})
+    time.sleep(0.5)
+    ray.kill(job.actor)
+    deadline = time.monotonic() + 10
+    while any(actor["State"] == "ALIVE" for actor in ray._private.state.actors().values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert sweep("adaptdl/tests/killed/") > 0
+    assert_all_cpus_free()

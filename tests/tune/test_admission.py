@@ -1,0 +1,54 @@
+"""No more trials live at once than there is room for, unless the user has set a limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Searcher, SearchGenerator
+
+from adaptdl.tune.admission import Admission
+
+
+class Numbers(Searcher):
+    def __init__(self) -> None:
+        super().__init__(metric="score", mode="max")
+        self._number = 0
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        self._number += 1
+        return {"number": self._number}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None: ...
+
+
+def test_the_default_generator_is_limited_and_follows_the_cluster() -> None:
+    generator = BasicVariantGenerator()
+    admission = Admission(generator)
+    admission.allow(3)
+    assert generator.max_concurrent == 3
+    admission.allow(5)
+    assert generator.max_concurrent == 5
+    admission.allow(0)
+    assert generator.max_concurrent == 1
+
+
+def test_a_searcher_is_limited_and_trials_drawn_before_are_counted() -> None:
+    search = SearchGenerator(Numbers())
+    admission = Admission(search)
+    admission.allow(2)
+    admission.count_living(["first"])
+    assert search.searcher.suggest("second") == {"number": 1}
+    assert search.searcher.suggest("third") is None
+    search.searcher.on_trial_complete("first")
+    assert search.searcher.suggest("third") == {"number": 2}
+
+
+def test_the_users_own_limits_are_left_alone() -> None:
+    generator = BasicVariantGenerator(max_concurrent=7)
+    Admission(generator).allow(1)
+    assert generator.max_concurrent == 7
+    limiter = ConcurrencyLimiter(Numbers(), max_concurrent=7)
+    search = SearchGenerator(limiter)
+    Admission(search).allow(1)
+    assert search.searcher is limiter
+    assert limiter.max_concurrent == 7
