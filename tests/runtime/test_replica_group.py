@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ DEADLINE_S = 60.0
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[tuple[str, str]]:
     """A Ray of two nodes with two CPUs each; their ids."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=2)
         ray.init(address=cluster.address, log_to_driver=False)
@@ -111,14 +112,14 @@ def start(two_nodes: tuple[str, str]) -> Iterator[Callable[..., RunningJob]]:
     for job in jobs:
         job.stop()
     assert sweep("adaptdl/") == 0
-    assert_all_cpus_free()
+    wait_until_free(CPU=4.0, GPU=2.0)
     for job in jobs:
         ray.kill(job.actor)
 
 
-def assert_all_cpus_free() -> None:
+def wait_until_free(**resources: float) -> None:
     deadline = time.monotonic() + 10
-    while ray.available_resources().get("CPU") != 4.0:
+    while not resources.items() <= ray.available_resources().items():
         assert time.monotonic() < deadline, ray.available_resources()
         time.sleep(0.05)
 
@@ -142,7 +143,7 @@ def test_a_history_of_reallocations_ends_like_an_undisturbed_run(
     two_nodes: tuple[str, str], start: Callable[..., RunningJob]
 ) -> None:
     a, b = two_nodes
-    job = start(linear_regression(), {"epochs": 200, "sleep_s": 0.001})
+    job = start(linear_regression(), {"epochs": 100_000})
     job.allocate({a: 1})
     job.wait_for({a: 1})
     job.allocate({a: 1, b: 1})
@@ -160,14 +161,36 @@ def test_a_history_of_reallocations_ends_like_an_undisturbed_run(
     job.wait_for({})
     job.allocate({b: 1})  # parked on one node, wanted on the other
     job.wait_for({b: 1})
-    results = job.finish()
+    so_far = len(job.results)
+    job.wait_until(lambda _: len(job.results) > so_far + 3, "more results")
+    results = job.results
     assert [change.after for change in job.status().reallocations] == [1, 2, 1, 0, 1, 1, 0, 1]
     assert grown.reallocations[-1].num_nodes == 2
     assert resumed.reallocations[-1].pause_s < 2.0
-    assert [result["epoch"] for result in results] == list(range(200))
+    assert [result["epoch"] for result in results] == list(range(len(results)))
     assert results[-1]["adaptdl/num_restarts"] == 7
-    for result, expected in zip(results, undisturbed(linear_regression(), {"epochs": 200, "sleep_s": 0}), strict=True):
-        assert result["weights"] == pytest.approx(expected["weights"], rel=1e-10)
+    expected = undisturbed(linear_regression(), {"epochs": len(results), "sleep_s": 0})
+    for result, undisturbed_result in zip(results, expected, strict=True):
+        assert result["weights"] == pytest.approx(undisturbed_result["weights"], rel=1e-10)
+
+
+def test_replicas_with_devices_give_them_back_in_a_pause_and_go_on_from_their_state(
+    two_nodes: tuple[str, str], start: Callable[..., RunningJob]
+) -> None:
+    """The devices are only Ray's: no GPU is needed."""
+    a, _ = two_nodes
+    on_gpu = dataclasses.replace(ELASTIC, resources_per_replica={"GPU": 1, "CPU": 0.5})
+    job = start(linear_regression(), {"epochs": 100_000})
+    job.allocate({a: 2}, on_gpu)
+    job.wait_for({a: 2})
+    job.allocate({}, on_gpu)
+    steps = job.wait_for({}).reallocations[-1].steps
+    wait_until_free(CPU=4.0, GPU=2.0)
+    job.allocate({a: 1}, on_gpu)
+    assert job.wait_for({a: 1}).reallocations[-1].steps == steps
+    so_far = len(job.results)
+    job.wait_until(lambda _: len(job.results) > so_far + 1, "more results")
+    assert [result["epoch"] for result in job.results] == list(range(len(job.results)))
 
 
 def test_the_newest_wish_wins(two_nodes: tuple[str, str], start: Callable[..., RunningJob]) -> None:
@@ -193,7 +216,7 @@ def test_a_function_without_data_loop_runs_on_one_replica(
 def test_what_the_function_raises_is_what_is_told(two_nodes: tuple[str, str], start: Callable[..., RunningJob]) -> None:
     a, b = two_nodes
     job = start(linear_regression(), {"epochs": 5, "fail_at": 2})
-    job.allocate({a: 1, b: 1})
+    job.allocate({a: 1, b: 1}, dataclasses.replace(ELASTIC, gather_s=60.0))
     with pytest.raises(RayTaskError, match=r"(?s)raised ValueError: no such luck.*in train\n.*no such luck") as caught:
         job.finish()
     assert [result["epoch"] for result in job.results] == [0, 1]
@@ -238,7 +261,7 @@ def test_a_job_that_is_stopped_while_it_starts_leaves_nothing(
     job.allocate({a: 2, b: 2})
     time.sleep(after_s)
     job.stop()
-    assert_all_cpus_free()
+    wait_until_free(CPU=4.0, GPU=2.0)
 
 
 def test_nothing_is_left_when_the_coordinator_is_killed_in_the_middle_of_a_reallocation(
@@ -256,4 +279,4 @@ def test_nothing_is_left_when_the_coordinator_is_killed_in_the_middle_of_a_reall
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert sweep("adaptdl/tests/killed/") > 0
-    assert_all_cpus_free()
+    wait_until_free(CPU=4.0, GPU=2.0)

@@ -80,7 +80,8 @@ def varied(config: dict[str, Any]) -> dict[str, Any]:
     """One of the things users do, by config["case"]; deterministic, so that its end can be compared."""
     case = config["case"]
     dtype = torch.float64
-    train = adl.AdaptiveDataLoader(Numbers(60, dtype), batch_size=12, shuffle=True)
+    # With 11 samples of a step, three replicas have shares of 4, 4 and 3.
+    train = adl.AdaptiveDataLoader(Numbers(60, dtype), batch_size=11 if case == "early_return" else 12, shuffle=True)
     second = adl.AdaptiveDataLoader(Numbers(24, dtype), batch_size=6, shuffle=True, seed=7)
     test = adl.AdaptiveDataLoader(Numbers(31, dtype), batch_size=8)
     module = network(dtype)
@@ -94,7 +95,7 @@ def varied(config: dict[str, Any]) -> dict[str, Any]:
     def steps(loader: adl.AdaptiveDataLoader) -> None:
         model.train()
         for batch, (inputs, targets, _) in enumerate(loader):
-            if case == "early_return" and batch * len(inputs) > 30:
+            if case == "early_return" and batch * len(inputs) > 14:
                 return  # a replica with fewer samples comes here later
             if case == "early_break" and batch == 3:
                 break

@@ -18,7 +18,7 @@ from adaptdl.plan import Advance, LoopKind, Member, Place, Plan, Position, Switc
 TIMEOUT_S = 30.0
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "adaptdl.torch", "torch.nn.parallel", "torch._dynamo", "scipy.optimize"])
+_CONTEXT.set_forkserver_preload(["adaptdl.torch", "scipy.optimize", "tests.torch.warm"])
 
 
 class PipeHost:

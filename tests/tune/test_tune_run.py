@@ -19,6 +19,7 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from adaptdl.errors import UsageError
+from adaptdl.runtime import ElasticConfig
 from adaptdl.runtime.news import COLUMNS
 from adaptdl.tune import AdaptDLScheduler, DistributedTrainableCreator
 from tests.runtime.functions import linear_regression, without_data_loop
@@ -148,6 +149,13 @@ def test_more_replicas_than_the_cluster_holds_is_one_clear_error(tmp_path: Path)
     (trial,) = analysis.trials
     assert trial.status == "ERROR"
     assert "`min_replicas` must not exceed what the cluster holds" in Path(trial.error_file).read_text()
+
+
+def test_a_trial_without_our_scheduler_says_what_is_missing(tmp_path: Path) -> None:
+    elastic = ElasticConfig(contact_timeout_s=1.0)
+    trainable = DistributedTrainableCreator(linear_regression(), elastic=elastic)
+    (trial,) = run(trainable, tmp_path, FIFOScheduler(), config={"epochs": 1}).trials
+    assert "pass scheduler=AdaptDLScheduler()" in Path(trial.error_file).read_text()
 
 
 def test_a_class_of_the_users_is_refused_before_anything_starts(tmp_path: Path) -> None:

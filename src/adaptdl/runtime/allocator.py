@@ -155,7 +155,7 @@ class Allocator:
         return sorted(changes, key=lambda change: change.growth)
 
     def infeasible(self, nodes: Sequence[Node]) -> dict[str, str]:
-        """Jobs that could not run even if they were alone: `job_id` → what to change."""
+        """Jobs that could not run even if they were alone on these nodes: `job_id` → what to change."""
         found = {}
         for job_id, entry in self._entries.items():
             resources = entry.elastic.resources_per_replica or default_resources_per_replica(nodes)

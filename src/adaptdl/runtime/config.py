@@ -39,6 +39,8 @@ class ElasticConfig:
     """How long replicas that are ready wait for others that start, ≥ 0."""
     snapshot_interval_s: float = 30.0
     """How often the state of the job is copied to the coordinator, > 0."""
+    contact_timeout_s: float = 60.0
+    """A trial that nobody has spoken to in this time runs without the scheduler it needs, and fails, > 0."""
     max_recoveries: int = 3
     """How often in a row a job is started again after it lost a replica, without having made a step in between, ≥ 0."""
 

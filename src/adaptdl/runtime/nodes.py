@@ -49,6 +49,17 @@ class ClusterView:
             for node_id, total in sorted(newest.total.items())
         ]
 
+    @property
+    def whole(self) -> list[Node]:
+        """The nodes of the last look, each with all it has, used by others or not."""
+        if not self._looks:
+            return []
+        newest = self._looks[-1]
+        return [
+            Node(node_id=node_id, resources=total, draining=node_id in newest.draining)
+            for node_id, total in sorted(newest.total.items())
+        ]
+
     def _used(self, node_id: str, name: str) -> float:
         return min(look.used_by_others.get(node_id, {}).get(name, 0.0) for look in self._looks)
 

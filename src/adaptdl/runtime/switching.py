@@ -31,6 +31,8 @@ _MAX_ATTEMPTS = 5
 """Targets that may be missed in a row. Each one lies an epoch further ahead than the one before."""
 _LOOK_INTERVAL_S = 0.05
 """How often the source is asked where it is, while newcomers wait for its next training loop."""
+_CHECK_INTERVAL_S = 1.0
+"""How often a source that carries out a plan is asked where it is."""
 _REMIND_INTERVAL_S = 60.0
 """How often the log says that a plan still waits."""
 
@@ -230,27 +232,36 @@ class Switcher:
             await asyncio.gather(*(ask(record, "join", plan) for record in newcomers))
             if source is not None:
                 await ask(source, "join" if source.state is ReplicaState.PARKED else "reallocate", plan)
-            trains_on = source is not None and source.state is ReplicaState.MEMBER
-            return await self._answer(plan, answer, None if trains_on else 2 * join_timeout_s)
+            if source is not None and source.state is ReplicaState.MEMBER:
+                return await self._answer_of_training(plan, answer, source)
+            try:
+                return await within(2 * join_timeout_s, asyncio.shield(answer), "replicas to form a group")
+            except TimeoutError as error:
+                raise PlanAborted(str(error)) from error
         finally:
             if answer.done() and not answer.cancelled():
                 answer.exception()  # taken note of: it was raised above, or another error was first
             self._pending = None
 
-    async def _answer(
-        self, plan: Plan, answer: asyncio.Future[Switched | Missed], timeout_s: float | None
+    async def _answer_of_training(
+        self, plan: Plan, answer: asyncio.Future[Switched | Missed], source: ReplicaRecord
     ) -> Switched | Missed:
-        """Waits for the answer. A source that trains comes to its boundary when it does: validation may take long."""
-        began = time.monotonic()
+        """Waits for the answer of a source that trains. It comes to its boundary when it does: validation
+        may take long."""
+        began = reminded = time.monotonic()
+        num_beyond = 0
         while True:
-            left_s = _REMIND_INTERVAL_S if timeout_s is None else began + timeout_s - time.monotonic()
-            done, _ = await asyncio.wait([answer], timeout=max(0.0, min(left_s, _REMIND_INTERVAL_S)))
+            done, _ = await asyncio.wait([answer], timeout=_CHECK_INTERVAL_S)
             if done:
                 return answer.result()
-            waited_s = time.monotonic() - began
-            if timeout_s is not None and waited_s >= timeout_s:
-                raise PlanAborted(f"waited {timeout_s:g} s for {plan.num_replicas} replicas to form a group")
-            logger.info("generation %d still waits for a boundary of its group after %.0f s", plan.generation, waited_s)
+            place: Place = await ask(source, "place")
+            beyond = plan.target is not None and place.position > plan.target
+            num_beyond = num_beyond + 1 if beyond else 0
+            if num_beyond > 1 and not answer.done():  # it did not say so, or was not heard
+                return Missed(generation=plan.generation, place=place)
+            if time.monotonic() - reminded > _REMIND_INTERVAL_S:
+                reminded = time.monotonic()
+                logger.info("a plan still waits for %s of its group after %.0f s", place.kind.value, reminded - began)
 
 
 def _ahead(place: Place, epochs: int) -> Place:

@@ -22,6 +22,7 @@ from adaptdl.torch.registry import State
 from adaptdl.torch.scaling_rules import ScalingRule, check_scaling_rule, default_scaling_rule, is_adam_like
 from adaptdl.torch.session import ElasticSession
 from adaptdl.torch.transfer import broadcast_states
+from adaptdl.torch.warm_up import warm_up
 
 __all__ = ["AdaptiveDataParallel"]
 
@@ -161,9 +162,8 @@ class AdaptiveDataParallel(torch.nn.Module):
         if session.is_accumulating:
             return None
         self._is_dirty = False
-        weight = session.weight_of_step()
-        if abs(weight - 1) > 1e-9 and weight > 0:
-            torch._foreach_div_([p.grad for p in self.module.parameters() if p.grad is not None], weight)
+        if session.step_is_void:
+            return None
         factor = self.lr_factor
         if factor == 1.0:
             return step(*args, **kwargs)
@@ -192,6 +192,7 @@ class AdaptiveDataParallel(torch.nn.Module):
         self._is_dirty = False
         if not any(p.requires_grad for p in self.module.parameters()):
             return
+        warm_up()
         moments = self._second_moments if is_adam_like(self._optimizer) else None
         self._reducer = GradientReducer(group, self._noise, moments)
         ddp = DistributedDataParallel(

@@ -7,7 +7,6 @@ The vector is summed over the replicas. Its entries:
 attention      1 on rank 0 if it has a notice for everybody
 left           1 if this replica has left the loop and only keeps the others company
 interrupted    1 if this replica was asked to stop (Ctrl-C)
-weight         this replica's share m_r / M of the step's samples; the sum is 1 while nobody has left
 valid          1 if the two entries of each model below are a usable sample
 per model      share-weighted squared norm of the local gradient, squared norm of the averaged gradient / K,
                both of the step *before* (they are not known yet when the vector leaves)
@@ -26,7 +25,7 @@ from adaptdl.torch.group import Group
 
 __all__ = ["Exchanged", "StepExchange"]
 
-_NUM_FIXED = 5
+_NUM_FIXED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,6 @@ class Exchanged:
     attention: bool
     num_left: int
     interrupted: bool
-    weight: float
     num_valid: int
     samples: tuple[tuple[float, float], ...]
     """Per model: share-weighted mean of local squared norms, squared norm of the average."""
@@ -62,13 +60,12 @@ class StepExchange:
         attention: bool = False,
         left: bool = False,
         interrupted: bool = False,
-        weight: float = 0.0,
         samples: Sequence[tuple[float, float] | None] = (),
     ) -> None:
         """Starts an exchange; a sample that is None makes all samples of this exchange unusable."""
         assert self._vector is None, "an exchange must be taken before the next one is launched"
         valid = all(sample is not None for sample in samples)
-        values = [float(attention), float(left), float(interrupted), weight, float(valid)]
+        values = [float(attention), float(left), float(interrupted), float(valid)]
         for sample in samples:
             values += sample or (0.0, 0.0)
         if self._group.num_replicas == 1:
@@ -89,8 +86,7 @@ class StepExchange:
                 attention=values[0] > 0,
                 num_left=round(values[1]),
                 interrupted=values[2] > 0,
-                weight=values[3],
-                num_valid=round(values[4]),
+                num_valid=round(values[3]),
                 samples=tuple(zip(pairs[::2], pairs[1::2], strict=True)),
             )
         return self._result

@@ -4,12 +4,13 @@
 g, S           true gradient; trace of the covariance of one sample's gradient
 b < B          two numbers of samples over which gradients were averaged in one step
 |g_b|², |g_B|²  squared norms of those averages; E|g_b|² = |g|² + S/b
-a, c           averaged gradients of two steps that follow each other, both over M samples
 =============  ==============================================================================
 
-With several gradients in a step, S = (|g_b|² − |g_B|²) / (1/b − 1/B) and |g|² = |g_B|² − S/B are unbiased (McCandlish et al.,
-An Empirical Model of Large-Batch Training, 2018, appendix A). With a single one, consecutive steps stand in: |g|² = ⟨a, c⟩ and
-S = M·((|a|² + |c|²)/2 − ⟨a, c⟩), which takes the gradient for constant over two steps.
+S = (|g_b|² − |g_B|²) / (1/b − 1/B) and |g|² = |g_B|² − S/B are unbiased (McCandlish et al., An Empirical Model of
+Large-Batch Training, 2018, appendix A). A step on several replicas, or of several parts, has both norms. One replica whose
+batch is a single part has not, and consecutive steps cannot stand in: the second gradient is taken after a step along the
+noise of the first, and where that noise dominates, curvature makes their product negative whatever |g|² is. So a loader that
+adapts its batch size has such a replica compute a step in two parts now and then.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from adaptdl.goodput import GradParams
 
 __all__ = ["GradientNoise"]
 
-_WINDOW_STEPS = 300.0
+_WINDOW_STEPS = 500.0
 """Steps at M₀ over which estimates are averaged: long against the noise of one step, short against training."""
-_MIN_SAMPLES = 10
+_MIN_SAMPLES = 20
 _LARGEST_RATIO = 1e4
 """tr Σ / |g|² at M₀ beyond this is not told apart from pure noise."""
 
@@ -38,27 +39,23 @@ class GradientNoise:
         """Samples left out because they were not finite."""
 
     def add_norms(
-        self, small_sqr: float, large_sqr: float, *, inverse_small: float, inverse_large: float, scale: float
+        self, small_sqr: float, large_sqr: float, *, inverse_small: float, inverse_large: float, weight: float
     ) -> None:
         """One step with gradients over two numbers of samples.
 
         Args:
             small_sqr, large_sqr: |g_b|², |g_B|².
             inverse_small, inverse_large: 1/b > 1/B.
-            scale: M/M₀ of the step, its weight in the average.
+            weight: steps at M₀ that the sample stands for.
         """
         trace = (small_sqr - large_sqr) / (inverse_small - inverse_large)
-        self._add(large_sqr - trace * inverse_large, trace, scale)
+        self._add(large_sqr - trace * inverse_large, trace, weight)
 
-    def add_pair(self, sqr: float, previous_sqr: float, product: float, *, batch_size: int, scale: float) -> None:
-        """Two steps that follow each other, of `batch_size` samples each: |a|², |c|², ⟨a, c⟩."""
-        self._add(product, batch_size * ((sqr + previous_sqr) / 2 - product), scale)
-
-    def _add(self, sqr: float, trace: float, scale: float) -> None:
+    def _add(self, sqr: float, trace: float, weight: float) -> None:
         if not (math.isfinite(sqr) and math.isfinite(trace)):
             self.num_skipped += 1
             return
-        keep = math.exp(-scale / _WINDOW_STEPS)
+        keep = math.exp(-weight / _WINDOW_STEPS)
         self._sqr = keep * self._sqr + (1 - keep) * sqr
         self._trace = keep * self._trace + (1 - keep) * trace
         self._total = keep * self._total + (1 - keep)

@@ -19,13 +19,18 @@ from adaptdl.torch.tuning import Batch
 __all__ = ["AdaptiveDataLoader"]
 
 
+_SPLIT_EVERY_AT_FIRST, _SPLIT_EVERY = 4, 8
+"""Steps per step of two parts, before and after there are gradient statistics."""
+
+
 class AdaptiveDataLoader(State):
     """Gives every replica its share of each step's samples, in an order that does not depend on the replicas.
 
     A pass gives each sample exactly once. The batches a replica gets are its share of the step, divided into
     ``accumulation_steps + 1`` parts. While the loop runs, replicas may come and go between two steps. If
     `autoscale_batch_size` was called, a loop lasts for one data set's worth of *progress* (n / M₀ steps at M₀), which at
-    large batch sizes is more than one pass; otherwise exactly one pass.
+    large batch sizes is more than one pass; otherwise exactly one pass. To learn how noisy gradients are, a single replica
+    then gets one step in 8 as two batches of half the size.
 
     Args:
         dataset: a map-style data set of n > 0 samples.
@@ -202,9 +207,10 @@ class AdaptiveDataLoader(State):
         session, sampler, batch = self.session, self.sampler, self.batch
         rank, num_replicas = session.rank, session.num_replicas
         pads = loop.training
+        split_every = self._split_every()
 
         def steps() -> Iterator[Step]:
-            return sampler.steps(rank, num_replicas, batch.batch_size, batch.accum_steps)
+            return sampler.steps(rank, num_replicas, batch.batch_size, batch.accum_steps, split_every=split_every)
 
         padding = sampler.permutation()[0]
         self._upcoming = ([*part] or [padding] for step in steps() for part in step.parts if part or pads)
@@ -231,6 +237,13 @@ class AdaptiveDataLoader(State):
             if action is not Action.CONTINUE:
                 return action
         return Action.CONTINUE
+
+    def _split_every(self) -> int | None:
+        """How often the only replica makes a step of two parts, to see how noisy its gradients are."""
+        low = (self.bounds.local_bsz_bounds or (1, 1))[0]
+        if not self.is_adaptive or self.session.num_replicas > 1 or self.batch.batch_size < 2 * low:
+            return None
+        return _SPLIT_EVERY if self.session.grad_params is not None else _SPLIT_EVERY_AT_FIRST
 
     # -- what survives ------------------------------------------------------------------------------------------------
 

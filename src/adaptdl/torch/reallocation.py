@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Mapping
@@ -10,9 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from adaptdl.errors import AdaptDLError
 from adaptdl.plan import Member, Plan, Switched
@@ -40,20 +37,6 @@ class Pause:
     counts: bool
     """Whether there was a step before."""
     dropped: frozenset[str] = frozenset()
-
-
-@functools.cache
-def warm_up() -> None:
-    """What torch does at the first group and the first DistributedDataParallel of a process takes a second: a newcomer
-    does it before it says that it is ready. In a process that has a group it was done."""
-    if dist.is_initialized():
-        return
-    group = Group.form(None, "warm-up", 0, 1, timeout_s=30.0)
-    try:
-        ddp = DistributedDataParallel(torch.nn.Linear(1, 1), forward_sync_buffers=False, init_sync=False)
-        ddp(torch.zeros(1, 1)).sum().backward()
-    finally:
-        group.close()
 
 
 def switch(session: ElasticSession, plan: Plan) -> None:

@@ -33,8 +33,6 @@ class _Sample:
     local: list[torch.Tensor] = field(default_factory=list)
     """Squared norm per bucket of the local gradient, in units of the last part."""
     averaged: list[torch.Tensor] = field(default_factory=list)
-    products: list[torch.Tensor] = field(default_factory=list)
-    """With one gradient per step: ⟨this, previous⟩ per bucket."""
     first_sqr: torch.Tensor | None = None
     """With accumulation: squared norm of the gradient of the first part."""
     is_complete: bool = False
@@ -59,11 +57,11 @@ class GradientReducer:
         self._noise = noise
         self._second_moments = second_moments
         self._preconditioners: dict[int, torch.Tensor | None] = {}
-        self._previous: dict[int, torch.Tensor] = {}
-        self._previous_sample: tuple[Micro, float] | None = None
         self._sample: _Sample | None = None
         self._taken: _Sample | None = None
         self._num_steps = 0
+        self._num_unseen = 0
+        """Steps since the last one that gave a sample, that one included."""
         self.sync_time_s = 0.0
         """Time from the launch of the last bucket to its end, in the last step: communication that nothing hides."""
 
@@ -77,6 +75,7 @@ class GradientReducer:
         if self._num_steps % _REFRESH_STEPS == 0:
             self._preconditioners.clear()
         self._num_steps += 1
+        self._num_unseen += 1
 
     def reduce(self, bucket: dist.GradBucket, micro: Micro | None) -> torch.futures.Future[torch.Tensor]:
         """The communication hook: what comes out is the average over the samples of the step."""
@@ -122,13 +121,6 @@ class GradientReducer:
         sample.local.append(_sqr(values))
         if self._group.num_replicas == 1:
             sample.is_complete = bucket.is_last()
-            if sample.micro.count == 1:
-                previous = self._previous.get(index)
-                if previous is not None and previous.shape == values.shape:
-                    sample.products.append(_dot(values, previous))
-                    previous.copy_(values)
-                else:
-                    self._previous[index] = values.detach().clone()
 
     def _precondition(self, index: int, buffer: torch.Tensor) -> torch.Tensor:
         preconditioner = self._preconditioners.get(index)
@@ -148,6 +140,8 @@ class GradientReducer:
         if micro.share:
             local *= (micro.size / micro.share) ** 2  # from units of the last part to the mean over the share
         if num_replicas == 1:
+            if sample.first_sqr is None:
+                return None
             self._taken = sample
             return local, local
         if micro.num_shares < 2:
@@ -162,36 +156,27 @@ class GradientReducer:
         if sample is None:
             return
         micro = sample.micro
-        scale = micro.batch_size / sample.init_batch_size
+        self._num_unseen, num_steps = 0, self._num_unseen
+        weight = num_steps * micro.batch_size / sample.init_batch_size
         unscale = sample.loss_scale**-2
         if self._group.num_replicas > 1:
             self._noise.add_norms(
-                local, averaged, scale=scale,
+                local, averaged, weight=weight,
                 inverse_small=micro.num_shares / micro.batch_size, inverse_large=1 / micro.batch_size,
             )  # fmt: skip
-        elif micro.count > 1:
-            if sample.first_sqr is not None:
-                # Parts are in order of size, the first one is the largest and differs by one at most.
-                first_size = -(-micro.batch_size // micro.count)
-                self._noise.add_norms(
-                    float(sample.first_sqr) * unscale, local, scale=scale,
-                    inverse_small=1 / first_size, inverse_large=1 / micro.batch_size,
-                )  # fmt: skip
-        else:
-            before, self._previous_sample = self._previous_sample, (micro, local)
-            if before is not None and len(sample.products) == len(sample.local) and before[0].batch_size == micro.batch_size:
-                product = sum(float(value) for value in sample.products) * unscale
-                self._noise.add_pair(local, before[1], product, batch_size=micro.batch_size, scale=scale)
-
-
-def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    if a.dtype in (torch.float32, torch.float64):
-        return torch.dot(a, b)
-    return torch.dot(a.float(), b.float())
+        elif sample.first_sqr is not None:
+            # Parts are in order of size, the first one is the largest and differs by one at most.
+            first_size = -(-micro.batch_size // micro.count)
+            self._noise.add_norms(
+                float(sample.first_sqr) * unscale, local, weight=weight,
+                inverse_small=1 / first_size, inverse_large=1 / micro.batch_size,
+            )  # fmt: skip
 
 
 def _sqr(values: torch.Tensor) -> torch.Tensor:
-    return _dot(values, values)
+    if values.dtype not in (torch.float32, torch.float64):
+        values = values.float()
+    return torch.dot(values, values)
 
 
 def foreach_sqr(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

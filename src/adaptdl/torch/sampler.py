@@ -78,17 +78,24 @@ class ElasticSampler(Sampler[int]):
         left = self.num_samples - self.position
         return max(0, left // batch_size if self.drop_last else -(-left // batch_size))
 
-    def steps(self, rank: int, num_replicas: int, batch_size: int, accum_steps: int) -> Iterator[Step]:
-        """The rest of the pass, from the present position, for one replica; moves nothing."""
+    def steps(
+        self, rank: int, num_replicas: int, batch_size: int, accum_steps: int, *, split_every: int | None = None
+    ) -> Iterator[Step]:
+        """The rest of the pass, from the present position, for one replica; moves nothing.
+
+        Args:
+            split_every: one step in so many is made of two parts at least; None: none is.
+        """
         order = self.permutation()
         position, num_steps = self.position, self.num_left(batch_size)
-        for _ in range(num_steps):
+        for number in range(num_steps):
             size = min(batch_size, self.num_samples - position)
             base, more = divmod(size, num_replicas)
             share = base + (rank < more)
             begin = position + rank * base + min(rank, more)
             # Every replica makes the same number of parts, and none with samples has a part without.
-            num_parts = max(1, min(accum_steps + 1, base))
+            wanted = 2 if split_every is not None and number % split_every == 0 and not accum_steps else accum_steps + 1
+            num_parts = max(1, min(wanted, base))
             yield Step(
                 batch_size=size,
                 share=share,

@@ -35,6 +35,7 @@ from adaptdl.torch.rng import rng_state, set_rng_state
 from adaptdl.torch.store import Store
 from adaptdl.torch.transfer import copy_states, read_snapshot, write_snapshot
 from adaptdl.torch.tuning import Batch, Tuner
+from adaptdl.torch.warm_up import warm_up
 
 if TYPE_CHECKING:
     from adaptdl.torch.data_parallel import AdaptiveDataParallel
@@ -48,6 +49,8 @@ _UPDATE_INTERVAL_S = 1.0
 _RETUNE_INTERVAL_S = 30.0
 _SNAPSHOT_SHARE = 0.05
 """Largest share of the time that snapshots for results may take; beyond it results come without one."""
+_CHEAP_SNAPSHOT_S = 0.05
+"""A snapshot that takes no longer than this goes with every result."""
 
 
 class ElasticSession:
@@ -126,6 +129,7 @@ class ElasticSession:
         self._main_loader: weakref.ref[AdaptiveDataLoader] | None = None
         self._updated_at = self._snapshot_at = now
         self._snapshot_write: Future[None] | None = None
+        self._next_report_snapshot_at = now
         if self._snapshot is not None:
             self.load(read_snapshot(self._snapshot), resume=True)
         if self._start is not None:
@@ -266,7 +270,11 @@ class ElasticSession:
             self._background.shutdown(wait=True)
 
     def drop_group(self) -> None:
-        """Takes this replica out of its group."""
+        """Takes this replica out of its group.
+
+        The models go first: a Reducer that held the last reference to a process group would wait for the group's threads
+        while it holds the interpreter lock, and they may wait for that lock.
+        """
         for model in self.models():
             model.release()
         self._stepped, self._stepped_before = [], []
@@ -340,6 +348,7 @@ class ElasticSession:
             self._rng = None
         loop = self.loop = self._new_loop(loader)
         if was_joined:
+            self.last_step_at = time.monotonic()  # what came before the loop is not a pause of the training
             self._drop_passed_plan()
             assert self.exchange is not None
             self.exchange.launch(
@@ -359,7 +368,7 @@ class ElasticSession:
     def _stand_until_joined(self) -> None:
         """Waits for orders until they make this replica a member or send it on. Raises Leave if it is not wanted."""
         if not self.is_skipping:
-            reallocation.warm_up()
+            warm_up()
         while not self.joined and not self.is_skipping:
             self.host.ready(self.position)
             order = self.mailbox.wait()
@@ -391,9 +400,9 @@ class ElasticSession:
             model.end_loop()
         if keep_company and self.exchange is not None:
             if self.exchange.launched and micro is not None:
-                loop.training = True
-                self._take_exchange()
-                self._count(loop, micro.batch_size, time.monotonic())
+                loop.training, loop.steady_since = True, None
+                if not self._take_exchange().num_left:
+                    self._count(loop, micro.batch_size, time.monotonic())
             if self.num_replicas > 1 and loop.training:
                 self._keep_company()
         self._loop_index += 1
@@ -460,15 +469,13 @@ class ElasticSession:
             self.exchange.launch(
                 attention=self._wants_attention(),
                 interrupted=self.mailbox.interrupted,
-                weight=self.micro.share / self.micro.batch_size,
                 samples=self._take_samples(),
             )
 
-    def weight_of_step(self) -> float:
-        """Sum of the shares that are in the averaged gradients: 1 unless a replica has left the loop in mid-step."""
-        if self.num_replicas == 1 or self.exchange is None or not self.exchange.launched:
-            return 1.0
-        return self.exchange.peek().weight
+    @property
+    def step_is_void(self) -> bool:
+        """Whether a replica has left the loop before this step: then nobody makes it."""
+        return self.exchange is not None and self.exchange.launched and self.exchange.peek().num_left > 0
 
     def boundary(self, loop: Loop, *, batch_size: int, is_over: Callable[[], bool]) -> Action:
         """After a step, or a batch of a loop without steps.
@@ -485,9 +492,9 @@ class ElasticSession:
             loop.training = True
             self._main_loader = weakref.ref(loop.loader)
             seen = self._take_exchange()
-            self._count(loop, batch_size, now)
             if seen.num_left:
                 return Action.STOP
+            self._count(loop, batch_size, now)
             attention = seen.attention or seen.interrupted
         elif self.num_replicas > 1:
             return Action.CONTINUE
@@ -504,17 +511,18 @@ class ElasticSession:
         return self._attend(loop, seen) if attention else Action.CONTINUE
 
     def _count(self, loop: Loop, batch_size: int, now: float) -> None:
-        loader = loop.loader
-        grad_params = self.grad_params
+        loader, grad_params = loop.loader, self.grad_params
         self.num_steps += 1
         self.progress += (
             batch_size / loader.init_batch_size
             if grad_params is None
             else float(gain(grad_params, loader.init_batch_size, batch_size))
         )
-        if loop.steady_since is not None and batch_size == loader.batch.batch_size:
+        micro, batch = self.micro, loader.batch
+        is_plain = batch_size == batch.batch_size and micro is not None and micro.count == batch.accum_steps + 1
+        if loop.steady_since is not None and is_plain:
             sync_time_s = sum(model.sync_time_s for model in self._stepped)
-            self.tuner.record(self._profile_key(loader.batch), now - loop.steady_since, sync_time_s)
+            self.tuner.record(self._profile_key(batch), now - loop.steady_since, sync_time_s)
         loop.steady_since = now
 
     def _profile_key(self, batch: Batch) -> ProfileKey:
@@ -725,13 +733,12 @@ class ElasticSession:
         (metrics, files), self._pending_report = self._pending_report, None
         snapshot = None
         started = time.monotonic()
-        if started >= self._next_report_snapshot_at:
+        if files is not None or started >= self._next_report_snapshot_at:
             snapshot = write_snapshot(self.capture())
             now = self._snapshot_at = time.monotonic()
-            self._next_report_snapshot_at = now + (now - started) * (1 / _SNAPSHOT_SHARE - 1)
+            if now - started > _CHEAP_SNAPSHOT_S:
+                self._next_report_snapshot_at = now + (now - started) * (1 / _SNAPSHOT_SHARE - 1)
         self.host.report(metrics, files, snapshot)
-
-    _next_report_snapshot_at = float("-inf")
 
     def metrics(self) -> dict[str, float]:
         """The columns this replica adds to results."""

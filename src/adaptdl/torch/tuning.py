@@ -5,6 +5,7 @@ The profile holds one line per (N, K, m, s): the medians of the last steady step
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections import deque
 from collections.abc import Iterable
@@ -99,11 +100,16 @@ class Tuner:
     def choose(
         self, bounds: BatchSizeBounds, grad_params: GradParams | None, num_nodes: int, num_replicas: int, current: Batch
     ) -> Batch:
-        """The batch to use on (N, K): `current` as far as it fits, unless another one is worth the change."""
+        """The batch to use on (N, K): `current` as far as it fits, unless another one is worth the change.
+
+        It is never more than twice `current` (or M₀ per replica): what a larger batch is worth was not yet seen.
+        """
         kept = _fit_to(bounds, num_replicas, current)
         perf_params = self.perf_params
         if perf_params is None or grad_params is None or bounds.fixed:
             return kept
+        most = min(bounds.max_batch_size, max(2 * kept.batch_size, num_replicas * bounds.init_batch_size))
+        bounds = dataclasses.replace(bounds, max_batch_size=max(most, bounds.init_batch_size))
         model = GoodputModel(perf_params=perf_params, grad_params=grad_params, bounds=bounds)
         choice = model.best_batch_size(num_nodes, num_replicas)
         if float(choice.goodput) <= 0:

@@ -5,6 +5,7 @@ Tune's loop talks to it through two queues and never waits for it; it never touc
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -140,7 +141,8 @@ class AllocationLoop:
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(_JOIN_TIMEOUT_S)
         if ray.is_initialized():
-            sweep(prefix_of(self._experiment))
+            with contextlib.suppress(RayError, ConnectionError):  # the cluster is gone, and all of ours with it
+                sweep(prefix_of(self._experiment))
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
@@ -243,7 +245,7 @@ class AllocationLoop:
             )
 
     def _fail_the_infeasible(self, now: float) -> None:
-        infeasible = self._allocator.infeasible(self._nodes)
+        infeasible = self._allocator.infeasible(self._view.whole)
         for trial_id, trial in self._trials.items():
             if trial_id not in infeasible:
                 trial.infeasible_since = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.trainable import FunctionTrainable
 
 from adaptdl.errors import UsageError
-from adaptdl.policy import OptimalPolicy, Policy
+from adaptdl.policy import Node, OptimalPolicy, Policy
 from adaptdl.runtime.allocator import Allocator
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.messages import JobStatus
@@ -46,7 +46,6 @@ class _Tracked:
     """A trial that is to be run."""
 
     trial: Trial
-    elastic: ElasticConfig
     coordinator: ActorHandle[Any] | None = None
     status: str = Trial.PENDING
     number: int = -1
@@ -61,6 +60,8 @@ class _Experiment:
     name: str
     loop: AllocationLoop
     admission: Admission
+    elastic: ElasticConfig
+    """Of the trial that was added last."""
     tracked: dict[str, _Tracked] = field(default_factory=dict)
     looked_at: float = 0.0
     num_replicas: dict[str, int] = field(default_factory=dict)
@@ -140,7 +141,10 @@ class AdaptDLScheduler(TrialScheduler):
         experiment = self._of(tune_controller, trial)
         elastic = self._make_elastic(trial)
         self._base.on_trial_add(tune_controller, trial)
-        experiment.tracked[trial.trial_id] = _Tracked(trial=trial, elastic=elastic)
+        if trial.is_finished():  # of an experiment that goes on
+            return
+        experiment.elastic = elastic
+        experiment.tracked[trial.trial_id] = _Tracked(trial=trial)
         experiment.admission.count_living([trial.trial_id])
         experiment.loop.tell(Arrived(trial_id=trial.trial_id, elastic=elastic))
 
@@ -191,19 +195,14 @@ class AdaptDLScheduler(TrialScheduler):
         name = trial.experiment_dir_name
         nodes = ClusterView(prefix_of(name)).look()
         admission = Admission(controller.search_alg)
-        admission.allow(self._num_trials(nodes))
+        admission.allow(_num_trials(nodes, self._elastic))
         loop = AllocationLoop(experiment=name, allocator=Allocator(self._policy, interval_s=self._interval_s))
         experiment = self._experiment = _Experiment(
-            controller_id=id(controller), name=name, loop=loop, admission=admission
+            controller_id=id(controller), name=name, loop=loop, admission=admission, elastic=self._elastic
         )
         controller._callbacks._callbacks.append(_AtTheEnd(loop))
         loop.start()
         return experiment
-
-    def _num_trials(self, nodes: Any) -> int:
-        """As many trials as the cluster can run at once."""
-        resources = self._elastic.resources_per_replica or default_resources_per_replica(nodes)
-        return max(1, capacity(nodes, resources) // self._elastic.min_replicas)
 
     def _make_elastic(self, trial: Trial) -> ElasticConfig:
         """Sees to it that the trial's trainable is ours.
@@ -252,7 +251,7 @@ class AdaptDLScheduler(TrialScheduler):
             if tracked_trial is not None and tracked_trial.coordinator is not None:
                 self._show(experiment, tracked_trial, job_status)
         if experiment.loop.nodes:
-            experiment.admission.allow(self._num_trials(experiment.loop.nodes))
+            experiment.admission.allow(_num_trials(experiment.loop.nodes, experiment.elastic))
 
     @staticmethod
     def _pass_on(experiment: _Experiment, tracked: _Tracked, coordinator: ActorHandle[Any] | None, status: str) -> None:
@@ -260,6 +259,8 @@ class AdaptDLScheduler(TrialScheduler):
         waits = status == Trial.PENDING
         if changed or waits != (tracked.status == Trial.PENDING):
             experiment.loop.tell(Seen(trial_id=tracked.trial.trial_id, coordinator=coordinator, waits=waits))
+        if changed:
+            tracked.number = -1
         tracked.coordinator, tracked.status = coordinator, status
 
     @staticmethod
@@ -283,6 +284,12 @@ class AdaptDLScheduler(TrialScheduler):
             "pause_s": status.pause_s,
         }
         trial.invalidate_json_state()
+
+
+def _num_trials(nodes: Sequence[Node], elastic: ElasticConfig) -> int:
+    """As many trials as the cluster can run at once."""
+    resources = elastic.resources_per_replica or default_resources_per_replica(nodes)
+    return max(1, capacity(nodes, resources) // elastic.min_replicas)
 
 
 class _AtTheEnd(Callback):

@@ -35,9 +35,7 @@ logger = logging.getLogger(__name__)
 
 _COORDINATOR_BYTES = 64 * 2**20
 """What Tune reserves for a coordinator: memory, so that it takes no CPU and no device."""
-_NO_CONTACT_TIMEOUT_S = 60.0
-"""A scheduler that gives allocations has been in touch by then."""
-_LOOK_INTERVAL_S = 5.0
+_LOOK_INTERVAL_S = 2.0
 
 
 class AdaptDLTrainable(Trainable):
@@ -226,8 +224,9 @@ class AdaptDLTrainable(Trainable):
         return {RESULT_DUPLICATE: True}
 
     def _check_contact(self) -> None:
-        if not self._contacted and time.monotonic() - self._began_at > _NO_CONTACT_TIMEOUT_S:
+        timeout_s = type(self).elastic.contact_timeout_s
+        if not self._contacted and time.monotonic() - self._began_at > timeout_s:
             raise JobError(
-                f"nobody has given trial {self.trial_id} any replicas within {_NO_CONTACT_TIMEOUT_S:g} s; "
+                f"nobody has given trial {self.trial_id} any replicas within {timeout_s:g} s; "
                 "pass scheduler=AdaptDLScheduler() to tune.run or TuneConfig"
             )

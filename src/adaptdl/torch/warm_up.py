@@ -1,0 +1,31 @@
+"""What torch does only once per process, done before anybody waits for it."""
+
+from __future__ import annotations
+
+import functools
+import gc
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from adaptdl.torch.group import Group
+
+__all__ = ["warm_up"]
+
+
+@functools.cache
+def warm_up() -> None:
+    """Makes a process group (if there is none) and a DistributedDataParallel, and throws them away.
+
+    The first DistributedDataParallel of a process imports for a second, and an exception caught there keeps it alive
+    (with its hooks, and with its group) until the next garbage collection: it had better be this one.
+    """
+    group = None if dist.is_initialized() else Group.form(None, "warm-up", 0, 1, timeout_s=30.0)
+    ddp = DistributedDataParallel(torch.nn.Linear(1, 1), forward_sync_buffers=False, init_sync=False)
+    if group is not None:
+        ddp(torch.zeros(1, 1)).sum().backward()
+    del ddp
+    gc.collect()
+    if group is not None:
+        group.close()
