@@ -52,7 +52,7 @@ def tune_mnist(args: argparse.Namespace) -> tune.ExperimentAnalysis:
         search_alg=Arrivals(search, args.stagger_s),
         storage_path=args.storage_path,
         raise_on_failed_trial=False,
-        verbose=1,
+        verbose=2 if args.old_table else 1,  # what it takes for the table of trials
     )
 
 

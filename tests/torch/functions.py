@@ -54,9 +54,12 @@ def regression(config: dict[str, Any]) -> dict[str, Any]:
     dtype = config.get("dtype", torch.float64)
     data = Numbers(config.get("num_samples", 50), dtype)
     loader = adl.AdaptiveDataLoader(
-        data, batch_size=config.get("batch_size", 8), shuffle=True, num_workers=config.get("num_workers", 0),
+        data,
+        batch_size=config.get("batch_size", 8),
+        shuffle=True,
+        num_workers=config.get("num_workers", 0),
         drop_last=config.get("drop_last", False),
-    )  # fmt: skip
+    )
     module = network(dtype)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
     model = adl.AdaptiveDataParallel(module, optimizer)

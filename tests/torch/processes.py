@@ -3,6 +3,7 @@ them through a scripted history. Every wait is bounded and says what it waited f
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import multiprocessing
 import pickle
@@ -75,7 +76,7 @@ def _child(connection: Connection, payload: bytes) -> None:
     try:
         finished = session.run(lambda c: values.append(func(c)), config)
         host.send("done", values[-1] if finished else None)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  # whatever it is, the test shows it
         host.send("failed", traceback.format_exc())
     finally:
         session.close()
@@ -86,7 +87,8 @@ class Replica:
         self.member = member
         self.connection, theirs = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(
-            target=_child, args=(theirs, pickle.dumps((member, func, config, options))),
+            target=_child,
+            args=(theirs, pickle.dumps((member, func, config, options))),
         )
         self.process.start()
         theirs.close()
@@ -219,13 +221,13 @@ class Trial:
             assert speaker is not None
             self.wait_for(
                 f"generation {self.generation} ({num_replicas} replicas)",
-                lambda: speaker.has("switched") or (source is not None and source.has("missed")),
+                lambda speaker=speaker: speaker.has("switched") or (source is not None and source.has("missed")),
             )
             if speaker.has("switched"):
                 break
             source.take("missed")
             self.num_missed += 1
-            plan = Plan(**{**plan.__dict__, "target": self._meet(source, newcomers, later=True), "generation": self.generation})
+            plan = dataclasses.replace(plan, target=self._meet(source, newcomers, later=True))
         switched = speaker.take("switched")
         self.switches.append(switched)
         self.parked = source if park and not members else None

@@ -63,9 +63,13 @@ def test_every_pass_is_a_permutation_whatever_the_history(
     steps = [step for step in range(1, per_pass * epochs) if step % per_pass not in (0, per_pass - 1)]
     stops = sorted(data.draw(st.sets(st.sampled_from(steps), min_size=len(history), max_size=len(history))))
     config = {
-        "num_samples": num_samples, "batch_size": batch_size, "drop_last": drop_last, "num_workers": num_workers,
-        "epochs": epochs, "stops": stops,
-    }  # fmt: skip
+        "num_samples": num_samples,
+        "batch_size": batch_size,
+        "drop_last": drop_last,
+        "num_workers": num_workers,
+        "epochs": epochs,
+        "stops": stops,
+    }
     with Trial(functions.regression, config) as trial:
         for stop, num_replicas in zip([0, *stops], [1, *history], strict=True):
             if stop:

@@ -12,8 +12,8 @@ from adaptdl.torch.session import ElasticSession
 from adaptdl.torch.tuning import Batch
 
 __all__ = [
-    "AdaScale",
     "Accumulator",
+    "AdaScale",
     "AdaptiveDataLoader",
     "AdaptiveDataParallel",
     "Batch",

@@ -53,7 +53,9 @@ def _local_session(checkpoint_dir: str | None, snapshot_interval_s: float) -> El
         )
     except SnapshotError as error:
         group.close()
-        raise SnapshotError(f"{host.path} cannot be resumed: {error}; move it away to start from the beginning") from error
+        raise SnapshotError(
+            f"{host.path} cannot be resumed: {error}; move it away to start from the beginning"
+        ) from error
 
 
 @contextmanager

@@ -311,7 +311,9 @@ class _ModelState(State):
         parts, noise = self._parts()
         missing = sorted(set(parts) - set(state_dict))
         if missing:
-            raise SnapshotError(f"the snapshot of model {self.name!r} has no {', '.join(missing)}, but the function has")
+            raise SnapshotError(
+                f"the snapshot of model {self.name!r} has no {', '.join(missing)}, but the function has"
+            )
         for name, part in parts.items():
             try:
                 part.load_state_dict(state_dict[name])

@@ -73,9 +73,12 @@ class GradientNoise:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "sqr": self._sqr, "trace": self._trace, "total": self._total,
-            "num_samples": self.num_samples, "num_skipped": self.num_skipped,
-        }  # fmt: skip
+            "sqr": self._sqr,
+            "trace": self._trace,
+            "total": self._total,
+            "num_samples": self.num_samples,
+            "num_skipped": self.num_skipped,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sqr, self._trace, self._total = state["sqr"], state["trace"], state["total"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
@@ -182,7 +182,7 @@ class AdaptiveDataLoader(State):
 
     # -- a loop: passes, each of segments between which the group or the batch size have changed -----------------------
 
-    def _loop(self, loop: Loop) -> Iterator[Any]:
+    def _loop(self, loop: Loop) -> Generator[Any, None, None]:
         if not self._active:
             self.sampler.begin_pass()
             self._loop_progress = self.session.progress
@@ -202,7 +202,7 @@ class AdaptiveDataLoader(State):
             return done >= self.num_samples / self.init_batch_size - 1e-6
         return self.sampler.num_left(self.batch.batch_size) == 0
 
-    def _segment(self, loop: Loop) -> Iterator[Any]:
+    def _segment(self, loop: Loop) -> Generator[Any, None, Action]:
         """Hands out the rest of the pass, up to a change. Returns the action that ended it (CONTINUE: the pass is over)."""
         session, sampler, batch = self.session, self.sampler, self.batch
         rank, num_replicas = session.rank, session.num_replicas
@@ -226,9 +226,14 @@ class AdaptiveDataLoader(State):
                 self.num_padding += not part
                 session.begin_micro(
                     Micro(
-                        index=index, count=len(step.parts), size=len(part), previous_size=previous_size,
-                        share=step.share, batch_size=step.batch_size, num_shares=step.num_shares,
-                    )  # fmt: skip
+                        index=index,
+                        count=len(step.parts),
+                        size=len(part),
+                        previous_size=previous_size,
+                        share=step.share,
+                        batch_size=step.batch_size,
+                        num_shares=step.num_shares,
+                    )
                 )
                 yield values
                 previous_size = len(part)

@@ -73,8 +73,12 @@ class LocalHost:
             raise
 
     def report(self, metrics: dict[str, Any], files: dict[str, bytes] | None, snapshot: bytes | None) -> None:
-        logger.info("%s", " ".join(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
-                                   for key, value in metrics.items()))
+        logger.info(
+            "%s",
+            " ".join(
+                f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in metrics.items()
+            ),
+        )
         if snapshot is not None:
             self.snapshot(snapshot, 0)
 

@@ -55,9 +55,13 @@ def switch(session: ElasticSession, plan: Plan) -> None:
         pause_s = time.monotonic() - session.last_step_at
         session.host.switched(
             Switched(
-                generation=plan.generation, num_replicas=0, num_nodes=0, position=session.position,
-                steps=session.num_steps, pause_s=pause_s,
-            )  # fmt: skip
+                generation=plan.generation,
+                num_replicas=0,
+                num_nodes=0,
+                position=session.position,
+                steps=session.num_steps,
+                pause_s=pause_s,
+            )
         )
     elif stays or is_source:
         _enter(session, plan, me)
@@ -118,7 +122,7 @@ def _enter(session: ElasticSession, plan: Plan, me: str) -> None:
     hands_over = plan.source is not None and all(member.replica_id != plan.source for member in members)
     handed_over: Mapping[str, Any] | None = None
     if hands_over:
-        assert store is not None and plan.source is not None
+        assert store is not None
         handed_over = _hand_over(session, plan, store, me)
         if plan.source == me:
             _await_formed(session, plan, store)

@@ -69,9 +69,7 @@ class GradientReducer:
         """The gradients of a step begin to arrive."""
         self._sample = None
         if micro is not None:
-            self._sample = _Sample(
-                micro=micro, init_batch_size=init_batch_size, loss_scale=loss_scale, first_sqr=first
-            )
+            self._sample = _Sample(micro=micro, init_batch_size=init_batch_size, loss_scale=loss_scale, first_sqr=first)
         if self._num_steps % _REFRESH_STEPS == 0:
             self._preconditioners.clear()
         self._num_steps += 1
@@ -104,13 +102,15 @@ class GradientReducer:
                 sample.is_complete = is_last
             return result
 
-        return work.get_future().then(reduced)
+        future: torch.futures.Future[torch.Tensor] = work.get_future().then(reduced)
+        return future
 
     def zeros(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         """The communication hook of a replica that keeps the others company."""
         work = dist.all_reduce(bucket.buffer(), async_op=True)
         assert work is not None
-        return work.get_future().then(lambda future: future.value()[0])
+        future: torch.futures.Future[torch.Tensor] = work.get_future().then(lambda done: done.value()[0])
+        return future
 
     def _measure(self, bucket: dist.GradBucket, buffer: torch.Tensor, sample: _Sample) -> None:
         index = bucket.index()
@@ -161,16 +161,22 @@ class GradientReducer:
         unscale = sample.loss_scale**-2
         if self._group.num_replicas > 1:
             self._noise.add_norms(
-                local, averaged, weight=weight,
-                inverse_small=micro.num_shares / micro.batch_size, inverse_large=1 / micro.batch_size,
-            )  # fmt: skip
+                local,
+                averaged,
+                weight=weight,
+                inverse_small=micro.num_shares / micro.batch_size,
+                inverse_large=1 / micro.batch_size,
+            )
         elif sample.first_sqr is not None:
             # Parts are in order of size, the first one is the largest and differs by one at most.
             first_size = -(-micro.batch_size // micro.count)
             self._noise.add_norms(
-                float(sample.first_sqr) * unscale, local, weight=weight,
-                inverse_small=1 / first_size, inverse_large=1 / micro.batch_size,
-            )  # fmt: skip
+                float(sample.first_sqr) * unscale,
+                local,
+                weight=weight,
+                inverse_small=1 / first_size,
+                inverse_large=1 / micro.batch_size,
+            )
 
 
 def _sqr(values: torch.Tensor) -> torch.Tensor:

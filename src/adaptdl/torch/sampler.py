@@ -10,6 +10,7 @@ m_r    replica r's share of a step: M // K, and one more for the first M % K
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -127,4 +128,4 @@ def _split(indices: list[int], num_parts: int) -> list[list[int]]:
     """Divides into parts that differ by at most one, larger ones first."""
     base, more = divmod(len(indices), num_parts)
     bounds = [i * base + min(i, more) for i in range(num_parts + 1)]
-    return [indices[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [indices[begin:end] for begin, end in itertools.pairwise(bounds)]

@@ -238,8 +238,10 @@ class ElasticSession:
                         raise
                     logger.info(
                         "replica %s starts its function again at %s, since it failed where a loop was skipped",
-                        self.replica.replica_id, self._skip_to, exc_info=True,
-                    )  # fmt: skip
+                        self.replica.replica_id,
+                        self._skip_to,
+                        exc_info=True,
+                    )
                     self._start = Place(
                         position=self._skip_to, kind=LoopKind.BETWEEN, record=pickle.dumps(self._replay[1])
                     )
@@ -249,10 +251,11 @@ class ElasticSession:
     def _join_alone(self) -> None:
         """The only replica of a first generation has nobody to wait for: it need not stand at a loop first."""
         plan = self.mailbox.peek()
-        if isinstance(plan, Plan) and [member.replica_id for member in plan.members] == [self.replica.replica_id]:
-            if plan.source is None:
-                self.mailbox.clear()
-                reallocation.join(self, plan)
+        if not isinstance(plan, Plan) or plan.source is not None:
+            return
+        if [member.replica_id for member in plan.members] == [self.replica.replica_id]:
+            self.mailbox.clear()
+            reallocation.join(self, plan)
 
     def _finish(self) -> bool:
         if not self.joined:
@@ -431,9 +434,8 @@ class ElasticSession:
     def begin_micro(self, micro: Micro) -> None:
         """The loader is about to hand out a batch."""
         self.micro = micro
-        if micro.index == 0:
-            if self._stepped:
-                self._stepped_before, self._stepped = self._stepped, []
+        if micro.index == 0 and self._stepped:
+            self._stepped_before, self._stepped = self._stepped, []
         if self.pause is not None:
             pause, self.pause = self.pause, None
             pause_s = time.monotonic() - pause.since if pause.counts else 0.0
@@ -441,9 +443,14 @@ class ElasticSession:
             if self.rank == 0:
                 self.host.switched(
                     Switched(
-                        generation=self.generation, num_replicas=self.num_replicas, num_nodes=self.num_nodes,
-                        position=self.position, steps=self.num_steps, pause_s=pause_s, dropped=pause.dropped,
-                    )  # fmt: skip
+                        generation=self.generation,
+                        num_replicas=self.num_replicas,
+                        num_nodes=self.num_nodes,
+                        position=self.position,
+                        steps=self.num_steps,
+                        pause_s=pause_s,
+                        dropped=pause.dropped,
+                    )
                 )
                 self._send_update()
 
@@ -527,9 +534,11 @@ class ElasticSession:
 
     def _profile_key(self, batch: Batch) -> ProfileKey:
         return ProfileKey(
-            num_nodes=self.num_nodes, num_replicas=self.num_replicas,
-            atomic_batch_size=batch.atomic_batch_size, accum_steps=batch.accum_steps,
-        )  # fmt: skip
+            num_nodes=self.num_nodes,
+            num_replicas=self.num_replicas,
+            atomic_batch_size=batch.atomic_batch_size,
+            accum_steps=batch.accum_steps,
+        )
 
     @property
     def init_batch_size(self) -> int | None:
@@ -597,9 +606,11 @@ class ElasticSession:
         notice = None
         if self.rank == 0:
             notice = Notice(
-                plan=self._plan_to_carry_out(), batch=self._better_batch(), snapshot=self._snapshot_due(),
+                plan=self._plan_to_carry_out(),
+                batch=self._better_batch(),
+                snapshot=self._snapshot_due(),
                 interrupt=self.mailbox.interrupted or (seen is not None and seen.interrupted),
-            )  # fmt: skip
+            )
         notice = group.broadcast_object(notice)
         assert isinstance(notice, Notice)
         if notice.interrupt or notice.snapshot or notice.plan is not None:
@@ -771,11 +782,14 @@ class ElasticSession:
                 steps = self._total_epochs * loader.num_samples / loader.init_batch_size
                 remaining = max(0.0, steps - self.progress)
             report = JobReport(
-                bounds=loader.bounds, perf_params=self.tuner.perf_params, grad_params=self.grad_params,
-                max_profiled_replicas=self.tuner.max_profiled_replicas, progress=self.progress,
-                remaining_progress=remaining, pause_s=None, batch_size=loader.batch.batch_size,
+                bounds=loader.bounds,
+                perf_params=self.tuner.perf_params,
+                grad_params=self.grad_params,
+                max_profiled_replicas=self.tuner.max_profiled_replicas,
+                progress=self.progress,
+                remaining_progress=remaining,
+                pause_s=None,
+                batch_size=loader.batch.batch_size,
                 num_replicas=self.num_replicas,
-            )  # fmt: skip
-        self.host.update(
-            Update(generation=self.generation, place=self.place(), report=report, metrics=self.metrics())
-        )
+            )
+        self.host.update(Update(generation=self.generation, place=self.place(), report=report, metrics=self.metrics()))

@@ -31,7 +31,10 @@ class Store:
             if self._own is None:
                 self._address = self._address or _own_address()
                 self._own = dist.TCPStore(
-                    self._address, 0, is_master=True, wait_for_workers=False,
+                    self._address,
+                    0,
+                    is_master=True,
+                    wait_for_workers=False,
                     timeout=timedelta(seconds=_CONNECT_TIMEOUT_S),
                 )
             assert self._address is not None

@@ -48,7 +48,7 @@ class _Unpacker(pickle.Unpickler):
         self._tensors = tensors
 
     def persistent_load(self, pid: Any) -> torch.Tensor:
-        return self._tensors[pid]
+        return self._tensors[int(pid)]
 
 
 def broadcast_states(group: Group, states: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -98,10 +98,13 @@ def copy_states(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
-        plain = {copy_states(k): copy_states(v) for k, v in value.items()}
-        return plain
+        return {copy_states(k): copy_states(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return type(value)(copy_states(item) for item in value) if type(value) in _SEQUENCES else [*map(copy_states, value)]
+        return (
+            type(value)(copy_states(item) for item in value)
+            if type(value) in _SEQUENCES
+            else [*map(copy_states, value)]
+        )
     return copy.deepcopy(value)
 
 
