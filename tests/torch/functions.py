@@ -84,7 +84,10 @@ def varied(config: dict[str, Any]) -> dict[str, Any]:
     case = config["case"]
     dtype = torch.float64
     # With 11 samples of a step, three replicas have shares of 4, 4 and 3.
-    train = adl.AdaptiveDataLoader(Numbers(60, dtype), batch_size=11 if case == "early_return" else 12, shuffle=True)
+    batch_size = 11 if case == "early_return" else 12
+    train = adl.AdaptiveDataLoader(
+        Numbers(60, dtype), batch_size, shuffle=True, num_workers=2 if case == "workers" else 0
+    )
     second = adl.AdaptiveDataLoader(Numbers(24, dtype), batch_size=6, shuffle=True, seed=7)
     test = adl.AdaptiveDataLoader(Numbers(31, dtype), batch_size=8)
     module = network(dtype)

@@ -94,7 +94,7 @@ def samples_of(replica: Any) -> list[tuple[int, int]]:
     raise AssertionError(f"{replica.member.replica_id} did not tell its samples")
 
 
-CASES = ["early_break", "two_loaders", "lr_scheduler", "accumulation", "adam", "clip", "zero_between"]
+CASES = ["early_break", "two_loaders", "workers", "lr_scheduler", "accumulation", "adam", "clip", "zero_between"]
 
 
 @pytest.mark.parametrize("case", CASES)

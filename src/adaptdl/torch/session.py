@@ -520,11 +520,10 @@ class ElasticSession:
     def _count(self, loop: Loop, batch_size: int, now: float) -> None:
         loader, grad_params = loop.loader, self.grad_params
         self.num_steps += 1
-        self.progress += (
-            batch_size / loader.init_batch_size
-            if grad_params is None
-            else float(gain(grad_params, loader.init_batch_size, batch_size))
-        )
+        if batch_size == loader.init_batch_size or grad_params is None:
+            self.progress += batch_size / loader.init_batch_size
+        else:
+            self.progress += float(gain(grad_params, loader.init_batch_size, batch_size))
         micro, batch = self.micro, loader.batch
         is_plain = batch_size == batch.batch_size and micro is not None and micro.count == batch.accum_steps + 1
         if loop.steady_since is not None and is_plain:
@@ -727,10 +726,10 @@ class ElasticSession:
             metrics: the user's metrics; the session adds its own (``adaptdl/…``).
             files: the user's own checkpoint, as the contents of files by relative path.
         """
-        if not self.joined and not self.is_skipping:
-            self._stand_until_joined()
+        if not self.joined and not self.is_skipping and self._start is None:
+            self._stand_until_joined()  # the first replicas of a trial; later ones come to a loop that runs
         self._reports_seen += 1
-        if self.is_skipping or self._reports_seen <= self._reports_done:
+        if not self.joined or self.is_skipping or self._reports_seen <= self._reports_done:
             return
         self.flush_report()
         self._reports_done = self._reports_seen

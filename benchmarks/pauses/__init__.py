@@ -1,0 +1,1 @@
+"""What `benchmarks/reallocation.py` runs and measures: the same training, elastic and under Tune's own scheduler."""
