@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import statistics
 from collections.abc import Sequence
@@ -20,8 +21,9 @@ __all__ = ["Change", "Ours", "run_ours"]
 
 _INTERVAL_S = 0.1
 """How often the policy is asked."""
-_GATHER_S = 60.0
-"""Two replicas that start together join together, however slowly the second one starts on a busy machine."""
+_ELASTIC = ElasticConfig(gather_s=60.0, idle_process_s=0.0)
+"""Two replicas that start together join together, however slowly the second one starts on a busy machine. And each
+newcomer is a new process: a script that comes back to the same nodes all the time would find the old ones there."""
 _LONGEST_CYCLE_S = 240.0
 """For one change of each kind; if they take longer, something is stuck."""
 
@@ -72,9 +74,7 @@ def run_ours(count: int, directory: Path) -> Ours:
             DistributedTrainableCreator(train),
             name="reallocation",
             config={"steps": str(directory / "steps"), "stop_file": str(stop_file)},
-            scheduler=AdaptDLScheduler(
-                policy=policy, interval_s=_INTERVAL_S, elastic=ElasticConfig(gather_s=_GATHER_S)
-            ),
+            scheduler=AdaptDLScheduler(policy=policy, interval_s=_INTERVAL_S, elastic=_ELASTIC),
             storage_path=str(directory / "results"),
             time_budget_s=_LONGEST_CYCLE_S * (count + 1),
             verbose=0,
@@ -93,7 +93,7 @@ def _measure(
     decided: Sequence[Scripted], logged: Sequence[LoggedReallocation], generations: Sequence[Sequence[Step]]
 ) -> Ours:
     found = list(transitions(generations))
-    wanted = [(sum(old.allocation.values()), sum(new.allocation.values())) for old, new in zip(decided, decided[1:])]
+    wanted = list(itertools.pairwise(sum(line.allocation.values()) for line in decided))
     if [(line.before, line.after) for line in logged[1:]] != wanted:
         raise RuntimeError(f"the log should tell of the changes {wanted}, but tells of {logged[1:]}")
     num_seen = sum(line.act not in (Act.START, Act.PAUSE) for line in decided)

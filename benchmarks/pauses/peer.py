@@ -49,7 +49,7 @@ def run_peer(count: int, directory: Path) -> dict[str, list[Transition]]:
         config={"steps": str(directory / "steps"), "num_results": _RESULTS_PER_SIZE * (num_changes + 1)},
         resources_per_trial=_resources(1),
         scheduler=ResourceChangingScheduler(FIFOScheduler(), _alternating(num_changes)),
-        checkpoint_config=CheckpointConfig(num_to_keep=2),
+        checkpoint_config=CheckpointConfig(num_to_keep=10),
         storage_path=str(directory / "results"),
         time_budget_s=_LONGEST_CHANGE_S * (num_changes + 1),
         verbose=0,
@@ -69,7 +69,7 @@ def run_peer(count: int, directory: Path) -> dict[str, list[Transition]]:
 
 def _resources(num_workers: int) -> PlacementGroupFactory:
     """Nothing for the trial itself, one CPU for each worker."""
-    return PlacementGroupFactory([{}, *({"CPU": 1} for _ in range(num_workers))])
+    return PlacementGroupFactory([{}, *[{"CPU": 1.0}] * num_workers])
 
 
 def _alternating(num_changes: int) -> Callable[..., PlacementGroupFactory]:
@@ -108,6 +108,7 @@ def _start_workers(generation: int, steps_directory: str, state: Any) -> list[An
     """One worker in each bundle of the trial's placement group, all in one process group."""
     num_workers = len(tune.get_context().get_trial_resources().bundles)
     group = ray.util.get_current_placement_group()
+    assert group is not None
     worker_class: Any = ray.remote(DDPWorker)
     workers = [
         worker_class.options(

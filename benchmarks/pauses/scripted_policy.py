@@ -85,9 +85,7 @@ class ReallocationLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if line := _LINE.match(record.getMessage()):
             self.seen.append(
-                LoggedReallocation(
-                    before=int(line["before"]), after=int(line["after"]), pause_s=float(line["pause_s"])
-                )
+                LoggedReallocation(before=int(line["before"]), after=int(line["after"]), pause_s=float(line["pause_s"]))
             )
 
 

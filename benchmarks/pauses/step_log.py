@@ -7,6 +7,7 @@ or whether it has made a step twice: a step is known by the samples it was made 
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -53,10 +54,10 @@ class StepWriter:
     """Appends the steps of one replica to its own file in `directory`."""
 
     def __init__(self, directory: str, name: str) -> None:
-        self._file = Path(directory, f"{name}.steps").open("a", buffering=1)
+        self._file = os.open(Path(directory, f"{name}.steps"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, step: Step) -> None:
-        self._file.write(" ".join(map(str, astuple(step))) + "\n")
+        os.write(self._file, (" ".join(map(str, astuple(step))) + "\n").encode())
 
 
 class StepLog:

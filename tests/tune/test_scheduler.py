@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import pickle
+import statistics
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from adaptdl.errors import UsageError
+from adaptdl.runtime import ElasticConfig
 from adaptdl.tune import AdaptDLScheduler
+from adaptdl.tune.admission import Admission
+from adaptdl.tune.allocation_loop import Seen
+from adaptdl.tune.scheduler import _Experiment, _Tracked
 
 
 @pytest.mark.parametrize(
@@ -58,3 +65,66 @@ def test_decisions_are_the_base_schedulers() -> None:
     assert scheduler.on_trial_result(None, None, {}) == TrialScheduler.STOP  # type: ignore[arg-type]
     assert scheduler.choose_trial_to_run(None) == "the one"
     assert "the base" in scheduler.debug_string()
+
+
+class SilentLoop:
+    """An allocation loop from which nothing comes."""
+
+    nodes: tuple[()] = ()
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def tell(self, *news: Any) -> None:
+        self.told += news
+
+    def statuses(self) -> list[Any]:
+        return []
+
+
+def trial(number: int) -> Any:
+    return SimpleNamespace(trial_id=f"{number:05d}", status="PENDING", temporary_state=SimpleNamespace(ray_actor=None))
+
+
+def scheduler_with(trials: list[Any]) -> tuple[AdaptDLScheduler, SilentLoop]:
+    scheduler, loop = AdaptDLScheduler(), SilentLoop()
+    scheduler._experiment = _Experiment(
+        controller_id=0,
+        name="experiment",
+        loop=loop,  # type: ignore[arg-type]
+        admission=Admission(None),
+        elastic=ElasticConfig(),
+        tracked={trial.trial_id: _Tracked(trial=trial) for trial in trials},
+    )
+    return scheduler, loop
+
+
+def test_it_costs_less_than_a_millisecond_to_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, _ = scheduler_with([trial(number) for number in range(200)])
+    monkeypatch.setattr("adaptdl.tune.scheduler._LOOK_INTERVAL_S", 0.0)
+    controller = SimpleNamespace(get_trials=lambda: [])
+    times_s = []
+    for _ in range(50):
+        began = time.perf_counter()
+        scheduler.choose_trial_to_run(controller)
+        times_s.append(time.perf_counter() - began)
+    assert statistics.median(times_s) < 1e-3
+
+
+def test_the_allocation_loop_hears_of_coordinators_that_come_and_go() -> None:
+    one = trial(1)
+    scheduler, loop = scheduler_with([one])
+    experiment = scheduler._experiment
+    assert experiment is not None
+    scheduler._look(experiment)
+    assert loop.told == []
+    one.temporary_state.ray_actor, one.status = "the actor", "RUNNING"
+    experiment.looked_at = 0.0
+    scheduler._look(experiment)
+    one.temporary_state.ray_actor, one.status = None, "PAUSED"
+    experiment.looked_at = 0.0
+    scheduler._look(experiment)
+    assert loop.told == [
+        Seen(trial_id="00001", coordinator="the actor", waits=False),  # type: ignore[arg-type]
+        Seen(trial_id="00001", coordinator=None, waits=False),
+    ]

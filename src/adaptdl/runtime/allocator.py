@@ -57,6 +57,7 @@ class _Entry:
 
     elastic: ElasticConfig
     arrival: int
+    resumes: bool = False
     allocation: dict[str, int] = field(default_factory=dict)
     """Decided last."""
     status: JobStatus | None = None
@@ -93,11 +94,11 @@ class Allocator:
 
     # -- what it is told --------------------------------------------------------------------------------------------
 
-    def add_job(self, job_id: str, elastic: ElasticConfig) -> None:
-        """A job has come, or comes again after its coordinator was lost."""
+    def add_job(self, job_id: str, elastic: ElasticConfig, *, resumes: bool = False) -> None:
+        """A job has come, or comes again: after its coordinator was lost, or when it was put aside (`resumes`)."""
         arrival = self._entries[job_id].arrival if job_id in self._entries else self._num_arrived
         self._num_arrived += 1
-        self._entries[job_id] = _Entry(elastic=elastic, arrival=arrival)
+        self._entries[job_id] = _Entry(elastic=elastic, arrival=arrival, resumes=resumes)
         self._something_happened = True
 
     def remove_job(self, job_id: str) -> None:
@@ -247,7 +248,7 @@ def _reason(job: Job, entry: _Entry, after: Mapping[str, int], nodes: Sequence[N
     before = entry.allocation
     k_before, k_after = sum(before.values()), sum(after.values())
     if not before:
-        return "start" if entry.report is None else "resumed"
+        return "resumed" if entry.resumes or entry.report is not None else "start"
     gone = set(before) - {node.node_id for node in nodes if not node.draining}
     if gone:
         return f"{len(gone)} of its nodes are lost or draining"
@@ -257,7 +258,9 @@ def _reason(job: Job, entry: _Entry, after: Mapping[str, int], nodes: Sequence[N
     change = f"goodput ×{new / old:.2f}" if old > 0 else "first goodput"
     if k_after > k_before:
         return change
-    return f"room for other trials, {change}" if k_after < k_before else f"moved, {change}"
+    if k_after < k_before:
+        return f"room for other trials, {change}" if new < old else change
+    return f"moved, {change}"
 
 
 def _text(resources: Mapping[str, float]) -> str:

@@ -37,6 +37,8 @@ class ElasticConfig:
     """How long a replica that left may take to unwind the user's function before its process is ended, > 0."""
     gather_s: float = 5.0
     """How long replicas that are ready wait for others that start, ≥ 0."""
+    idle_process_s: float = 120.0
+    """How long the process of a replica without devices is kept after it left, for the next replica on its node, ≥ 0."""
     snapshot_interval_s: float = 30.0
     """How often the state of the job is copied to the coordinator, > 0."""
     contact_timeout_s: float = 60.0
@@ -61,7 +63,7 @@ class ElasticConfig:
                 value = getattr(self, field.name)
                 if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
                     raise UsageError(f"`{field.name}` must be a time in seconds, but got {value!r}")
-                if value == 0 and field.name != "gather_s":
+                if value == 0 and field.name not in ("gather_s", "idle_process_s"):
                     raise UsageError(f"`{field.name} > 0` must hold, but got 0")
 
     def with_defaults(self, defaults: ElasticConfig) -> ElasticConfig:

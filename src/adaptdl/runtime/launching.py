@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -13,8 +15,8 @@ from ray.exceptions import RayError
 from adaptdl.plan import Place
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.members import ReplicaRecord, ReplicaState
-from adaptdl.runtime.messages import JobInfo, Outcome, ReplicaSpec
-from adaptdl.runtime.placement import Reservations, actor_options
+from adaptdl.runtime.messages import Ending, JobInfo, Outcome, ReplicaSpec
+from adaptdl.runtime.placement import Reservations, actor_options, runs_beside
 from adaptdl.runtime.replica import Replica
 from adaptdl.runtime.waiting import within
 
@@ -24,6 +26,19 @@ logger = logging.getLogger(__name__)
 
 _NUM_CONTROL_THREADS = 8
 """Threads of a replica's actor: one for the user's function, the others for control calls."""
+
+
+_IDLE_ANSWER_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Idle:
+    """A process whose replica has left."""
+
+    node_id: str
+    actor: ActorHandle[Any]
+    until: float
+    """Monotonic time at which it is ended."""
 
 
 class ReplicaFailed(Exception):
@@ -56,6 +71,7 @@ class Launcher:
         self._coordinator = coordinator
         self._reservations = reservations
         self._actor_class: Any = ray.remote(Replica)
+        self._idle: list[_Idle] = []
 
     async def reserve(self, record: ReplicaRecord, elastic: ElasticConfig) -> None:
         """Takes a place on the replica's node.
@@ -82,6 +98,8 @@ class Launcher:
             ReplicaFailed: it has not, in time.
         """
         assert record.reservation is not None
+        if runs_beside(record.reservation.resources) and await self._take_idle(record):
+            return
         actor: ActorHandle[Any] = self._actor_class.options(
             max_concurrency=_NUM_CONTROL_THREADS,
             max_restarts=0,
@@ -140,10 +158,7 @@ class Launcher:
         """Ends the process at once and gives the place back."""
         record.state = ReplicaState.GONE
         if record.actor is not None:
-            try:
-                ray.kill(record.actor)
-            except (RayError, ValueError) as error:
-                logger.debug("cannot end replica %s: %s", record.replica_id, error)
+            _kill(record.actor)
         self.release(record)
 
     def release(self, record: ReplicaRecord) -> None:
@@ -152,12 +167,60 @@ class Launcher:
             self._reservations.release(record.reservation)
             record.reservation = None
 
-    async def end_when_unwound(self, record: ReplicaRecord, timeout_s: float) -> None:
-        """Ends a replica that leaves when its function has unwound, or after `timeout_s`."""
+    async def end_when_unwound(self, record: ReplicaRecord, elastic: ElasticConfig) -> None:
+        """Ends a replica that leaves when its function has unwound, or after a while. Its process may be kept."""
         if record.task is not None and record.task is not asyncio.current_task():
-            await asyncio.wait([record.task], timeout=timeout_s)
-        if record.state is not ReplicaState.GONE:
-            self.end(record)
+            await asyncio.wait([record.task], timeout=elastic.leave_timeout_s)
+        if record.state is ReplicaState.GONE:
+            return
+        if self._may_keep(record, elastic):
+            assert record.actor is not None
+            until = time.monotonic() + elastic.idle_process_s
+            self._idle.append(_Idle(node_id=record.node_id, actor=record.actor, until=until))
+            record.actor = None
+        self.end(record)
+
+    # -- processes without a replica ----------------------------------------------------------------------------------
+
+    def _may_keep(self, record: ReplicaRecord, elastic: ElasticConfig) -> bool:
+        """One process for each node, if it has nothing of the node and its function has left it in order."""
+        return (
+            record.actor is not None
+            and record.reservation is not None
+            and runs_beside(record.reservation.resources)
+            and elastic.idle_process_s > 0
+            and record.outcome is not None
+            and record.outcome.ending is Ending.LEFT
+            and all(idle.node_id != record.node_id for idle in self._idle)
+        )
+
+    async def _take_idle(self, record: ReplicaRecord) -> bool:
+        """Gives `record` a process that is there already, if there is one on its node."""
+        for idle in [idle for idle in self._idle if idle.node_id == record.node_id]:
+            self._idle.remove(idle)
+            try:
+                await within(_IDLE_ANSWER_S, idle.actor.ping.remote(), "an idle process to answer")
+            except (RayError, TimeoutError) as error:
+                logger.debug("an idle process cannot be used: %s", error)
+                _kill(idle.actor)
+                continue
+            record.actor = idle.actor
+            return True
+        return False
+
+    def end_idle(self, *, all_of_them: bool = False) -> None:
+        """Ends processes that were kept for long enough."""
+        now = time.monotonic()
+        for idle in [idle for idle in self._idle if all_of_them or idle.until <= now]:
+            self._idle.remove(idle)
+            _kill(idle.actor)
+
+
+def _kill(actor: ActorHandle[Any]) -> None:
+    try:
+        ray.kill(actor)
+    except (RayError, ValueError) as error:
+        logger.debug("cannot end a process: %s", error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -204,7 +204,3 @@ class JobStatus:
     @property
     def num_replicas(self) -> int:
         return sum(self.allocation.values())
-
-    @property
-    def settled(self) -> bool:
-        return dict(self.allocation) == dict(self.wish)

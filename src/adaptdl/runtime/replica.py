@@ -87,7 +87,8 @@ class Replica:
         return os.getpid()
 
     def run(self, spec: ReplicaSpec, coordinator: ActorHandle[Any]) -> Outcome:
-        """Runs the user's function to its end. Never raises what the function raises: the outcome says it."""
+        """Runs the user's function to its end. Never raises what the function raises: the outcome says it. May be
+        called again, for another replica in the same process."""
         try:
             self._enter_directory(spec.job.directory)
             session = self._make_session(spec, coordinator)
@@ -101,6 +102,9 @@ class Replica:
             return _raised(spec, exit_)
         except BaseException as error:  # noqa: BLE001 (whatever it was: the coordinator is told)
             return _raised(spec, error)
+        finally:
+            self._has_session.clear()
+            self._session = None
         return Outcome(ending=Ending.RETURNED if returned else Ending.LEFT)
 
     def open_store(self) -> tuple[str, int]:

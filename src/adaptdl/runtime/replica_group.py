@@ -38,7 +38,7 @@ from adaptdl.runtime.placement import Reservations, prefix_of, runs_beside
 from adaptdl.runtime.reconcile import Dismiss, Seen, Start, Switch, Wait, decide
 from adaptdl.runtime.results import Results
 from adaptdl.runtime.starting import Starter
-from adaptdl.runtime.switching import PlanAborted, ReplicaUnreachable, Switcher
+from adaptdl.runtime.switching import PlanAborted, ReplicaUnreachable, Switcher, ask
 
 __all__ = ["ReplicaGroup"]
 
@@ -183,6 +183,7 @@ class ReplicaGroup:
         self._switcher.abort("the job was stopped")
         for record in self._roster:
             self._end(record)
+        self._launcher.end_idle(all_of_them=True)
         self._reservations.close()
         self._changed.set()
         await self._results.end()
@@ -250,7 +251,7 @@ class ReplicaGroup:
         match decide(seen):
             case Dismiss(replica_ids=ids):
                 for record in self._roster.pick(ids):
-                    self._end(record)
+                    self._dismiss(record, elastic)
             case Start(nodes=nodes, unpark=unpark):
                 nobody = self._roster.source is None and not self._roster.newcomers
                 alone = nobody and sum(self._wish.values()) == 1
@@ -276,6 +277,7 @@ class ReplicaGroup:
 
     def _tidy(self, elastic: ElasticConfig) -> None:
         """Gives up what takes too long, and gives back what is not needed any more."""
+        self._launcher.end_idle()
         for record in self._starting():
             if self._starter.give_up_in_s(record, elastic) <= 0:
                 self._end(record)
@@ -329,8 +331,21 @@ class ReplicaGroup:
         if switched.dropped:
             self._starter.trouble = f"{len(switched.dropped)} newcomers did not join"
 
+    def _dismiss(self, record: ReplicaRecord, elastic: ElasticConfig) -> None:
+        """Lets a newcomer go that is no longer wanted; one that waits at its loop can leave its process in order."""
+        if record.state is ReplicaState.READY:
+            record.state = ReplicaState.LEAVING
+            self._spawn(self._ask_to_leave(record, elastic))
+        else:
+            self._end(record)
+
+    async def _ask_to_leave(self, record: ReplicaRecord, elastic: ElasticConfig) -> None:
+        with contextlib.suppress(ReplicaUnreachable):
+            await ask(record, "leave", timeout_s=elastic.leave_timeout_s)
+        await self._retire(record, elastic)
+
     async def _retire(self, record: ReplicaRecord, elastic: ElasticConfig) -> None:
-        await self._launcher.end_when_unwound(record, elastic.leave_timeout_s)
+        await self._launcher.end_when_unwound(record, elastic)
         self._roster.gone(record)
         self._changed.set()
 

@@ -147,15 +147,15 @@ class AllocationLoop:
     # -- the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._stopped.is_set():
+        # Ray connects to whatever cluster it finds if it is asked for something without being connected.
+        while not self._stopped.is_set() and ray.is_initialized():
             try:
                 self._turn()
             except RayError as error:
                 logger.warning("the allocation thread will try again: %s", error)
-            except Exception:
-                if not ray.is_initialized():
-                    return
-                logger.exception("the allocation thread failed in one turn and goes on")
+            except Exception:  # the trials must not lose their scheduler
+                if ray.is_initialized():
+                    logger.exception("the allocation thread failed in one turn and goes on")
             self._wake.wait(_TICK_S)
             self._wake.clear()
 
@@ -180,7 +180,7 @@ class AllocationLoop:
             known = trial is not None and trial.had_coordinator
             self._trials[news.trial_id] = _Trial(elastic=news.elastic, had_coordinator=known, in_allocator=True)
             self._sweeps = [(due, trial_id) for due, trial_id in self._sweeps if trial_id != news.trial_id]
-            self._allocator.add_job(news.trial_id, news.elastic)
+            self._allocator.add_job(news.trial_id, news.elastic, resumes=known)
         elif trial is None:
             return
         elif isinstance(news, Departed):
@@ -199,7 +199,7 @@ class AllocationLoop:
         needed = seen.coordinator is not None or seen.waits
         if needed and not trial.in_allocator:
             trial.wish = None
-            self._allocator.add_job(seen.trial_id, trial.elastic)
+            self._allocator.add_job(seen.trial_id, trial.elastic, resumes=trial.had_coordinator)
         elif not needed and trial.in_allocator:
             trial.wish = None
             self._allocator.remove_job(seen.trial_id)

@@ -58,6 +58,7 @@ class AdaptDLTrainable(Trainable):
         self._failure: JobError | None = None
         self._began_at = time.monotonic()
         self._contacted = False
+        self._stopped = False
         self._next: dict[str, Any] = {}
         self._num_seen = 0
         """Results that `_last_result` is the last of."""
@@ -135,6 +136,7 @@ class AdaptDLTrainable(Trainable):
 
     async def stop(self) -> None:
         """Ends all replicas and gives everything back; quick, and may be called at any time."""
+        self._stopped = True
         if self._group is not None:
             await self._group.stop()
         Trainable.stop(self)
@@ -216,7 +218,7 @@ class AdaptDLTrainable(Trainable):
         )
 
     def _end_of_function(self, results: Results) -> dict[str, Any]:
-        if results.num_taken == 0 and not self._restored:
+        if results.num_taken == 0 and not self._restored and not self._stopped:
             raise JobError(
                 f"the training function of trial {self.trial_id} returned without a result; it must call "
                 'tune.report({"<metric>": value}) at least once, for instance at the end of each epoch'
