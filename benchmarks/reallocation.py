@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> int:
     """Runs all, prints it, and says with which status to exit."""
     machine = describe_machine()
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
-    with simulated_cluster(), tempfile.TemporaryDirectory(prefix="adaptdl-reallocation-") as directory:
+    with tempfile.TemporaryDirectory(prefix="adaptdl-reallocation-") as directory, simulated_cluster():
         ours = run_ours(args.count, Path(directory, "ours"))
         peer = run_peer(args.peer_count, Path(directory, "peer")) if args.peer else {}
     verdicts = list(bounds(ours.changes, peer))

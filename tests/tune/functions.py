@@ -53,7 +53,6 @@ def misbehaving() -> TrainingFunction:
     """Does what the config's `mode` says."""
 
     def train(config: dict[str, Any]) -> None:
-        import torch
         from ray import tune
 
         match config["mode"]:
@@ -61,10 +60,6 @@ def misbehaving() -> TrainingFunction:
                 raise ValueError("no such luck")
             case "silent":
                 return
-            case "tensor":
-                tune.report({"score": torch.zeros(1)})
-            case "no dict":
-                tune.report(3)  # type: ignore[arg-type]
             case "good":
                 tune.report({"score": 1.0})
 

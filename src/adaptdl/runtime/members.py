@@ -53,6 +53,8 @@ class ReplicaRecord:
     actor: ActorHandle[Any] | None = None
     position: Position | None = None
     """Where it stands if it is READY."""
+    was_ready: bool = False
+    """It has stood at a data loop."""
     holds_state: bool = False
     """It has been a member: what it holds is the state of the job at its last boundary."""
     launched: asyncio.Event = field(default_factory=asyncio.Event)

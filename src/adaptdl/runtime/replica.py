@@ -44,7 +44,7 @@ _SESSION_TIMEOUT_S = 60.0
 
 
 class CoordinatorHost:
-    """The session's host: sends everything on to the coordinator's actor."""
+    """The session's host: sends everything on to the coordinator's actor, which has `notify`, `report` and `status`."""
 
     def __init__(self, coordinator: ActorHandle[Any], replica_id: str) -> None:
         self._coordinator = coordinator
@@ -71,6 +71,10 @@ class CoordinatorHost:
     def snapshot(self, data: bytes, steps: int) -> None:
         self._send(SnapshotTaken(data=data, steps=steps))
 
+    def flush(self) -> None:
+        """Returns when the coordinator has taken all that was sent to it: it takes messages in their order."""
+        ray.get(self._coordinator.status.remote())
+
     def report(self, metrics: dict[str, Any], files: dict[str, bytes] | None, snapshot: bytes | None) -> None:
         ray.get(self._coordinator.report.remote(self._replica_id, metrics, files, snapshot))
 
@@ -91,11 +95,13 @@ class Replica:
         called again, for another replica in the same process."""
         try:
             self._enter_directory(spec.job.directory)
-            session = self._make_session(spec, coordinator)
+            host = CoordinatorHost(coordinator, spec.member.replica_id)
+            session = self._make_session(spec, host)
             function = cloudpickle.loads(spec.function)
             config = cloudpickle.loads(spec.config)
             with installed(ReportingSession(session, spec)):
                 returned = session.run(function, config)
+            host.flush()
         except SystemExit as exit_:
             if exit_.code in (None, 0):
                 return Outcome(ending=Ending.RETURNED)
@@ -125,7 +131,7 @@ class Replica:
     def leave(self) -> None:
         self._ready_session().leave()
 
-    def _make_session(self, spec: ReplicaSpec, coordinator: ActorHandle[Any]) -> ElasticSession:
+    def _make_session(self, spec: ReplicaSpec, host: CoordinatorHost) -> ElasticSession:
         began = time.monotonic()
         import torch
 
@@ -135,7 +141,7 @@ class Replica:
         logger.debug("replica %s imported torch in %.1f s", spec.member.replica_id, time.monotonic() - began)
         session = ElasticSession(
             replica=spec.member,
-            host=CoordinatorHost(coordinator, spec.member.replica_id),
+            host=host,
             snapshot=spec.snapshot,
             start=spec.start,
             snapshot_interval_s=spec.snapshot_interval_s,

@@ -153,7 +153,9 @@ class ReplicaGroup:
         match event:
             case Ready():
                 if record.state is ReplicaState.STARTING:
-                    self.news.booted(self._clock() - record.since)
+                    if not record.was_ready:
+                        self.news.booted(self._clock() - record.since)
+                    record.was_ready = True
                     record.position, record.state, record.since = event.position, ReplicaState.READY, self._clock()
             case Missed() | Switched():
                 self._switcher.deliver(event)
@@ -384,6 +386,13 @@ class ReplicaGroup:
             case Verdict.TRY_AGAIN:
                 self._end(record)
                 self._starter.failed(record, reason)
+            case Verdict.FINISH if record.is_newcomer and self._results.newest.snapshot is None:
+                await self.fail(
+                    JobError(
+                        "the training function ended before its replicas could form a group, as it has no loop over an "
+                        "AdaptiveDataLoader; such a function runs on one replica: set `min_replicas=1`"
+                    )
+                )
             case Verdict.FINISH:
                 await self._finish()
             case Verdict.FAIL:

@@ -121,9 +121,11 @@ def _enter(session: ElasticSession, plan: Plan, me: str) -> None:
     store = None if plan.store is None else session.store.connect(plan.store)
     hands_over = plan.source is not None and all(member.replica_id != plan.source for member in members)
     handed_over: Mapping[str, Any] | None = None
+    handed_over_at = 0.0
     if hands_over:
         assert store is not None
         handed_over = _hand_over(session, plan, store, me)
+        handed_over_at = time.monotonic()
         if plan.source == me:
             _await_formed(session, plan, store)
             return
@@ -139,7 +141,9 @@ def _enter(session: ElasticSession, plan: Plan, me: str) -> None:
         group, states = _form(session, plan, store, "fallback", members, me, share=False)
     session.group = group
     if handed_over is not None:
+        waited_s = time.monotonic() - handed_over_at
         session.load(handed_over, resume=False)
+        session.last_step_at -= waited_s
     elif states is not None and group.rank != 0:
         session.load(states, resume=False)
     if hands_over and group.rank == 0:

@@ -22,9 +22,12 @@ def warm_up() -> None:
     (with its hooks, and with its group) until the next garbage collection: it had better be this one.
     """
     group = None if dist.is_initialized() else Group.form(None, "warm-up", 0, 1, timeout_s=30.0)
-    ddp = DistributedDataParallel(torch.nn.Linear(1, 1), forward_sync_buffers=False, init_sync=False)
-    if group is not None:
+    model = torch.nn.Linear(1, 1)
+    ddp = DistributedDataParallel(model, forward_sync_buffers=False, init_sync=False)
+    if group is not None:  # a step costs more the first time, too
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
         ddp(torch.zeros(1, 1)).sum().backward()
+        optimizer.step()
     del ddp
     gc.collect()
     if group is not None:

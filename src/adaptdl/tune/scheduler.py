@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.actor import ActorHandle
@@ -61,7 +61,7 @@ class _Experiment:
     loop: AllocationLoop
     admission: Admission
     elastic: ElasticConfig
-    """Of the trial that was added last."""
+    """Of the trial that was added last; with resources."""
     tracked: dict[str, _Tracked] = field(default_factory=dict)
     looked_at: float = 0.0
     num_replicas: dict[str, int] = field(default_factory=dict)
@@ -118,6 +118,11 @@ class AdaptDLScheduler(TrialScheduler):
 
     # -- passed on to the base scheduler ----------------------------------------------------------------------------
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_base":  # while it is unpickled there is no base yet
+            raise AttributeError(name)
+        return getattr(self._base, name)
+
     @property
     def base_scheduler(self) -> TrialScheduler:
         return self._base
@@ -140,6 +145,8 @@ class AdaptDLScheduler(TrialScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         experiment = self._of(tune_controller, trial)
         elastic = self._make_elastic(trial)
+        if elastic.resources_per_replica is None:
+            elastic = replace(elastic, resources_per_replica=experiment.elastic.resources_per_replica)
         self._base.on_trial_add(tune_controller, trial)
         if trial.is_finished():  # of an experiment that goes on
             return
@@ -193,12 +200,16 @@ class AdaptDLScheduler(TrialScheduler):
         if experiment is not None:
             experiment.loop.stop()
         name = trial.experiment_dir_name
-        nodes = ClusterView(prefix_of(name)).look()
+        view = ClusterView(prefix_of(name))
+        nodes = view.look()
+        elastic = self._elastic
+        if elastic.resources_per_replica is None:  # of all that is there: what is in use now may be free soon
+            elastic = replace(elastic, resources_per_replica=default_resources_per_replica(view.whole))
         admission = Admission(controller.search_alg)
-        admission.allow(_num_trials(nodes, self._elastic))
+        admission.allow(_num_trials(nodes, elastic))
         loop = AllocationLoop(experiment=name, allocator=Allocator(self._policy, interval_s=self._interval_s))
         experiment = self._experiment = _Experiment(
-            controller_id=id(controller), name=name, loop=loop, admission=admission, elastic=self._elastic
+            controller_id=id(controller), name=name, loop=loop, admission=admission, elastic=elastic
         )
         controller._callbacks._callbacks.append(_AtTheEnd(loop))
         loop.start()
@@ -288,8 +299,8 @@ class AdaptDLScheduler(TrialScheduler):
 
 def _num_trials(nodes: Sequence[Node], elastic: ElasticConfig) -> int:
     """As many trials as the cluster can run at once."""
-    resources = elastic.resources_per_replica or default_resources_per_replica(nodes)
-    return max(1, capacity(nodes, resources) // elastic.min_replicas)
+    assert elastic.resources_per_replica is not None
+    return max(1, capacity(nodes, elastic.resources_per_replica) // elastic.min_replicas)
 
 
 class _AtTheEnd(Callback):
