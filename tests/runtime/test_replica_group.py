@@ -27,14 +27,14 @@ DEADLINE_S = 60.0
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[tuple[str, str]]:
-    """A Ray of two nodes with two CPUs each; their ids."""
+    """A Ray of two nodes with two CPUs each, and for Ray the first one has two GPUs; their ids."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=2)
         ray.init(address=cluster.address, log_to_driver=False)
         cluster.wait_for_nodes()
-        first, second = (node["NodeID"] for node in ray.nodes())
-        yield first, second
+        nodes = sorted(ray.nodes(), key=lambda node: "GPU" not in node["Resources"])
+        yield nodes[0]["NodeID"], nodes[1]["NodeID"]
     finally:
         ray.shutdown()
         cluster.shutdown()
