@@ -124,8 +124,7 @@ def _enter(session: ElasticSession, plan: Plan, me: str) -> None:
     handed_over_at = 0.0
     if hands_over:
         assert store is not None
-        handed_over = _hand_over(session, plan, store, me)
-        handed_over_at = time.monotonic()
+        handed_over, handed_over_at = _hand_over(session, plan, store, me)
         if plan.source == me:
             _await_formed(session, plan, store)
             return
@@ -179,18 +178,19 @@ def _form(
     return group, states
 
 
-def _hand_over(session: ElasticSession, plan: Plan, store: dist.Store, me: str) -> Mapping[str, Any]:
-    """The source, which is going, gives its state to all members; this is what it gave."""
+def _hand_over(session: ElasticSession, plan: Plan, store: dist.Store, me: str) -> tuple[Mapping[str, Any], float]:
+    """The source, which is going, gives its state to all members: what it gave, and when it began (monotonic)."""
     assert plan.source is not None
     order = [plan.source, *(member.replica_id for member in plan.members)]
     rank = order.index(me)
     group = Group.form(store, _key(plan, "handover"), rank, len(order), timeout_s=session.join_timeout_s)
     try:
+        began_at = time.monotonic()
         states = broadcast_states(group, session.shared_states() if rank == 0 else None)
         group.all_gather_object(None)
     finally:
         group.close()
-    return states
+    return states, began_at
 
 
 def _await_formed(session: ElasticSession, plan: Plan, store: dist.Store) -> None:
