@@ -220,14 +220,14 @@ def test_a_function_without_data_loop_runs_on_one_replica(
     assert [result["score"] for result in job.finish()] == [0, 1, 2]
 
 
-def test_a_function_without_data_loop_cannot_have_more(
+def test_a_function_without_data_loop_can_have_more_to_no_avail(
     two_nodes: tuple[str, str], start: Callable[..., RunningJob]
 ) -> None:
     a, b = two_nodes
     job = start(without_data_loop(), {"steps": 3})
-    job.allocate({a: 1, b: 1})
-    with pytest.raises(RayTaskError, match=r"no loop over an AdaptiveDataLoader.*set `min_replicas=1`"):
-        job.finish()
+    job.allocate({a: 1, b: 1}, dataclasses.replace(ELASTIC, gather_s=60.0))
+    assert [result["score"] for result in job.finish()] == [0, 1, 2]
+    assert [change.after for change in job.status().reallocations] == [2]
 
 
 def test_what_the_function_raises_is_what_is_told(two_nodes: tuple[str, str], start: Callable[..., RunningJob]) -> None:

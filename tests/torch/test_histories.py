@@ -44,7 +44,8 @@ def test_1_2_3_1_replicas_end_with_the_parameters_of_an_undisturbed_run(dtype: t
     assert all(switched.pause_s < 2 for switched in trial.switches)  # a matter of tenths; a restart would take more
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@pytest.mark.timeout(400)
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     history=st.lists(st.integers(1, 3), min_size=1, max_size=4),
     num_samples=st.integers(13, 40),
@@ -58,9 +59,11 @@ def test_every_pass_is_a_permutation_whatever_the_history(
 ) -> None:
     per_pass = num_samples // batch_size if drop_last else -(-num_samples // batch_size)
     assume(per_pass >= 3)
-    epochs = 2 + len(history) // (per_pass - 2)
+    epochs = 2 + 2 * len(history) // (per_pass - 2)
     # A plan that comes in one of the last two steps of a pass may find it over, and a newcomer that stands in it too late.
+    # Nor in the step after another plan, which may not have been carried out yet.
     steps = [step for step in range(1, per_pass * epochs) if step % per_pass not in (0, per_pass - 1)]
+    steps = [step for number, step in enumerate(steps) if number % 2 == 0]
     stops = sorted(data.draw(st.sets(st.sampled_from(steps), min_size=len(history), max_size=len(history))))
     config = {
         "num_samples": num_samples,
@@ -76,6 +79,8 @@ def test_every_pass_is_a_permutation_whatever_the_history(
                 trial.reach(stop)
             trial.reallocate(num_replicas)
         trial.finish()
+        for replica in trial.all:
+            trial.wait_for(f"the samples of {replica.member.replica_id}", lambda r=replica: r.has("samples"))
         passes: dict[int, list[int]] = {epoch: [] for epoch in range(epochs)}
         for replica in trial.all:
             for epoch, index in samples_of(replica):

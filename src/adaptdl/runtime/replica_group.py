@@ -175,6 +175,7 @@ class ReplicaGroup:
         def valid() -> bool:
             return self._roster.get(replica_id) is not None
 
+        self._switcher.reported(replica_id)
         await self._results.put(self.news.completed(metrics), files, snapshot, valid=valid)
 
     # -- the end ----------------------------------------------------------------------------------------------------

@@ -99,6 +99,22 @@ class Switcher:
         if pending is not None and pending.plan.generation == answer.generation and not pending.answer.done():
             pending.answer.set_result(answer)
 
+    def reported(self, replica_id: str) -> None:
+        """A replica has sent a result. If it leads a first generation that is being formed, it stands: functions may report
+        before their first loop, and have none."""
+        plan = self.plan
+        if plan is not None and plan.source is None and plan.members and plan.members[0].replica_id == replica_id:
+            self.deliver(
+                Switched(
+                    generation=plan.generation,
+                    num_replicas=plan.num_replicas,
+                    num_nodes=plan.num_nodes,
+                    position=Position(),
+                    steps=0,
+                    pause_s=0.0,
+                )
+            )
+
     def abort(self, reason: str) -> None:
         """Ends the wait for the plan that is being carried out, if there is one."""
         if self._pending is not None and not self._pending.answer.done():
@@ -234,10 +250,10 @@ class Switcher:
                 await ask(source, "join" if source.state is ReplicaState.PARKED else "reallocate", plan)
             if source is not None and source.state is ReplicaState.MEMBER:
                 return await self._answer_of_training(plan, answer, source)
-            try:
-                return await within(2 * join_timeout_s, asyncio.shield(answer), "replicas to form a group")
-            except TimeoutError as error:
-                raise PlanAborted(str(error)) from error
+            done, _ = await asyncio.wait([answer], timeout=2 * join_timeout_s)
+            if not done:
+                raise PlanAborted(f"waited {2 * join_timeout_s:g} s for {plan.num_replicas} replicas to form a group")
+            return answer.result()
         finally:
             if answer.done() and not answer.cancelled():
                 answer.exception()  # taken note of: it was raised above, or another error was first

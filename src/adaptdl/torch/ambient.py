@@ -37,6 +37,13 @@ def current_session() -> ElasticSession:
     return session
 
 
+def close_local_session() -> None:
+    """Ends the session of this context, if `current_session` has made it; the next one begins anew."""
+    if (session := _SESSION.get()) is not None:
+        session.close()
+        _SESSION.set(None)
+
+
 def _local_session(checkpoint_dir: str | None, snapshot_interval_s: float) -> ElasticSession:
     launch = read_launch()
     host = LocalHost(checkpoint_dir)
