@@ -59,6 +59,8 @@ def _child(connection: Connection, payload: bytes) -> None:
     from adaptdl.torch import ElasticSession
 
     torch.set_num_threads(1)
+    # Workers of data loaders are to be children of this process, and to end with it if it is killed.
+    multiprocessing.set_start_method("fork", force=True)
     member, func, config, options = pickle.loads(payload)
     host = PipeHost(connection)
     session = ElasticSession(replica=member, host=host, address="127.0.0.1", **options)
