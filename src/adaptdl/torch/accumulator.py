@@ -13,6 +13,9 @@ from adaptdl.torch.registry import State
 __all__ = ["Accumulator"]
 
 
+_UNREADABLE = "the values of an Accumulator can be read only inside `with accumulator.synchronized():`"
+
+
 class _Change:
     """``accumulator[key]`` outside of `synchronized`: knows nothing but how to be changed."""
 
@@ -26,7 +29,7 @@ class _Change:
         return _Change(-other if self.amount is None else self.amount - other)
 
     def __getattr__(self, name: str) -> Any:
-        raise UsageError("the values of an Accumulator can be read only inside `with accumulator.synchronized():`")
+        raise UsageError(_UNREADABLE)
 
 
 def add_changes(sums: dict[str, Any], changes: Mapping[str, Any]) -> None:
@@ -133,7 +136,7 @@ class Accumulator(State):
 
     def _must_be_readable(self) -> None:
         if not self._readable:
-            raise UsageError("the values of an Accumulator can be read only inside `with accumulator.synchronized():`")
+            raise UsageError(_UNREADABLE)
 
     # What a reallocation does with it.
 

@@ -38,8 +38,9 @@ def current_session() -> ElasticSession:
 
 
 def close_local_session() -> None:
-    """Ends the session of this context, if `current_session` has made it; the next one begins anew."""
+    """Ends the session of this context, if there is one; `current_session` makes a new one."""
     if (session := _SESSION.get()) is not None:
+        atexit.unregister(session.close)
         session.close()
         _SESSION.set(None)
 

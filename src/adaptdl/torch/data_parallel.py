@@ -152,10 +152,9 @@ class AdaptiveDataParallel(torch.nn.Module):
 
         optimizer.step, optimizer.zero_grad = scaled_step, guarded_zero_grad
         if self._lr_scheduler is not None:
-            _skip_steps_while_accumulating(self._lr_scheduler, self._session)
+            _skip_while_accumulating(self._lr_scheduler, ["step"], self._session)
         if self._mp_scaler is not None:
-            for method in ("step", "unscale_", "update"):
-                _skip_while_accumulating(self._mp_scaler, method, self._session)
+            _skip_while_accumulating(self._mp_scaler, ["step", "unscale_", "update"], self._session)
 
     def _step(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         session = self._session
@@ -334,26 +333,20 @@ def _reduce_bucket(
 _reduce_bucket.__annotations__.update({"bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]})
 
 
-def _skip_while_accumulating(target: Any, method: str, session: ElasticSession) -> None:
-    original = getattr(target, method)
+def _skip_while_accumulating(target: Any, methods: Sequence[str], session: ElasticSession) -> None:
+    """Makes these methods of `target` do nothing between the parts of a step. By way of its class: what is in the object
+    itself is in the state_dict of a scheduler."""
 
-    @functools.wraps(original)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        return None if session.is_accumulating else original(*args, **kwargs)
+    def guarded(method: Any) -> Any:
+        @functools.wraps(method)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return None if session.is_accumulating else method(self, *args, **kwargs)
 
-    setattr(target, method, guarded)
+        return call
 
-
-def _skip_steps_while_accumulating(lr_scheduler: Any, session: ElasticSession) -> None:
-    """As above, by way of the class: what is in the object itself is in a scheduler's state_dict."""
-    cls = type(lr_scheduler)
-    step = cls.step
-
-    @functools.wraps(step)
-    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return None if session.is_accumulating else step(self, *args, **kwargs)
-
-    lr_scheduler.__class__ = type(cls.__name__, (cls,), {"step": guarded, "__module__": cls.__module__})
+    cls = type(target)
+    guards = {name: guarded(getattr(cls, name)) for name in methods}
+    target.__class__ = type(cls.__name__, (cls,), {**guards, "__module__": cls.__module__})
 
 
 def _check(model: Any, optimizer: Any) -> None:

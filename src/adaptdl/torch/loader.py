@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import numbers
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from adaptdl.errors import UsageError
 from adaptdl.goodput import BatchSizeBounds
 from adaptdl.torch.loop import Action, Loop, Micro
 from adaptdl.torch.registry import State
-from adaptdl.torch.sampler import ElasticSampler, Step
+from adaptdl.torch.sampler import ElasticSampler
 from adaptdl.torch.tuning import Batch
 
 __all__ = ["AdaptiveDataLoader"]
@@ -205,17 +206,21 @@ class AdaptiveDataLoader(State):
     def _segment(self, loop: Loop) -> Generator[Any, None, Action]:
         """Hands out the rest of the pass, up to a change. Returns the action that ended it (CONTINUE: the pass is over)."""
         session, sampler, batch = self.session, self.sampler, self.batch
-        rank, num_replicas = session.rank, session.num_replicas
         pads = loop.training
-        split_every = self._split_every()
-
-        def steps() -> Iterator[Step]:
-            return sampler.steps(rank, num_replicas, batch.batch_size, batch.accum_steps, split_every=split_every)
-
+        # The torch loader runs ahead of the loop if it has workers.
+        steps, ahead = itertools.tee(
+            sampler.steps(
+                session.rank,
+                session.num_replicas,
+                batch.batch_size,
+                batch.accum_steps,
+                split_every=self._split_every(),
+            )
+        )
         padding = sampler.permutation()[0]
-        self._upcoming = ([*part] or [padding] for step in steps() for part in step.parts if part or pads)
+        self._upcoming = (part or [padding] for step in ahead for part in step.parts if part or pads)
         data: Iterator[Any] | None = None
-        for step in steps():
+        for step in steps:
             previous_size = 0
             for index, part in enumerate(step.parts):
                 if not part and not pads:

@@ -45,8 +45,7 @@ def switch(session: ElasticSession, plan: Plan) -> None:
     Raises:
         Leave: this replica is not a member any more.
     """
-    me = session.replica.replica_id
-    is_source, stays = plan.source == me, any(member.replica_id == me for member in plan.members)
+    me, is_source, stays = _role(session, plan)
     session.drop_group()
     if is_source and plan.members and plan.store is not None:
         session.store.connect(plan.store).set(_key(plan, "go"), "")
@@ -66,8 +65,7 @@ def switch(session: ElasticSession, plan: Plan) -> None:
     elif stays or is_source:
         _enter(session, plan, me)
     if not stays:
-        session.generation = plan.generation
-        session.host.left(plan.generation)
+        _say_left(session, plan)
         if me not in plan.park:
             raise Leave
         session.park()
@@ -80,8 +78,7 @@ def join(session: ElasticSession, plan: Plan) -> None:
         Leave: the replica was only to hand over its state.
         RuntimeError: the others did not come.
     """
-    me = session.replica.replica_id
-    is_source, stays = plan.source == me, any(member.replica_id == me for member in plan.members)
+    me, is_source, stays = _role(session, plan)
     if plan.source is not None and plan.store is not None:
         store = session.store.connect(plan.store)
         if is_source:
@@ -90,9 +87,19 @@ def join(session: ElasticSession, plan: Plan) -> None:
             return
     _enter(session, plan, me)
     if not stays:
-        session.generation = plan.generation
-        session.host.left(plan.generation)
+        _say_left(session, plan)
         raise Leave
+
+
+def _role(session: ElasticSession, plan: Plan) -> tuple[str, bool, bool]:
+    """Who this replica is, and whether it is the plan's source, and a member."""
+    me = session.replica.replica_id
+    return me, plan.source == me, any(member.replica_id == me for member in plan.members)
+
+
+def _say_left(session: ElasticSession, plan: Plan) -> None:
+    session.generation = plan.generation
+    session.host.left(plan.generation)
 
 
 def _key(plan: Plan, name: str) -> str:

@@ -83,19 +83,14 @@ class Registry:
         return {**self._waiting, **{name: state.state_dict() for name, state in self.living().items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        living = self.living()
-        for name, values in state_dict.items():
-            if name in living:
-                living[name].load_state_dict(values)
-            else:
-                self._waiting[name] = values
+        self._waiting.update(state_dict)
+        self.settle()
 
     def settle(self) -> None:
-        """Gives restored values to the states that were created since."""
-        for name in [name for name in self._waiting if self.get(name) is not None]:
-            state = self.get(name)
-            assert state is not None
-            state.load_state_dict(self._waiting.pop(name))
+        """Gives restored values to the states that are there; those of others wait for their object."""
+        for name in list(self._waiting):
+            if (state := self.get(name)) is not None:
+                state.load_state_dict(self._waiting.pop(name))
 
     def take_waiting(self, name: str) -> dict[str, Any] | None:
         """The restored values for a state that has just been created. Call it when the object can take them."""

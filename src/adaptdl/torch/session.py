@@ -353,10 +353,7 @@ class ElasticSession:
         if was_joined:
             self.last_step_at = time.monotonic()  # what came before the loop is not a pause of the training
             self._drop_passed_plan()
-            assert self.exchange is not None
-            self.exchange.launch(
-                attention=self._wants_attention(), interrupted=self.mailbox.interrupted, samples=self._take_samples()
-            )
+            self._launch_exchange()
             seen = self._take_exchange()
             if seen.attention or seen.interrupted:
                 self._attend(loop, seen)
@@ -412,12 +409,10 @@ class ElasticSession:
 
     def _keep_company(self) -> None:
         """Takes part in exchanges, and with zeros in steps, until all replicas have left the loop."""
-        exchange = self.exchange
-        assert exchange is not None
         while True:
             for model in self.models():
                 model.rebuild_buckets()
-            exchange.launch(left=True, interrupted=self.mailbox.interrupted, samples=self._take_samples())
+            self._launch_exchange(left=True)
             if self._take_exchange().num_left == self.num_replicas:
                 break
             self.is_matching = True
@@ -473,11 +468,7 @@ class ElasticSession:
         self._stepped.append(model)
         assert self.exchange is not None
         if not self.exchange.launched:
-            self.exchange.launch(
-                attention=self._wants_attention(),
-                interrupted=self.mailbox.interrupted,
-                samples=self._take_samples(),
-            )
+            self._launch_exchange()
 
     @property
     def step_is_void(self) -> bool:
@@ -518,9 +509,9 @@ class ElasticSession:
         return self._attend(loop, seen) if attention else Action.CONTINUE
 
     def _count(self, loop: Loop, batch_size: int, now: float) -> None:
-        loader, grad_params = loop.loader, self.grad_params
+        loader = loop.loader
         self.num_steps += 1
-        if batch_size == loader.init_batch_size or grad_params is None:
+        if batch_size == loader.init_batch_size or (grad_params := self.grad_params) is None:
             self.progress += batch_size / loader.init_batch_size
         else:
             self.progress += float(gain(grad_params, loader.init_batch_size, batch_size))
@@ -551,8 +542,14 @@ class ElasticSession:
         models = self.models()
         return models[0].grad_params(self) if models else None
 
-    def _take_samples(self) -> list[tuple[float, float] | None]:
-        return [model.take_sample() for model in self.models()]
+    def _launch_exchange(self, *, left: bool = False) -> None:
+        assert self.exchange is not None
+        self.exchange.launch(
+            attention=self._wants_attention(),
+            left=left,
+            interrupted=self.mailbox.interrupted,
+            samples=[model.take_sample() for model in self.models()],
+        )
 
     def _take_exchange(self) -> Exchanged:
         assert self.exchange is not None

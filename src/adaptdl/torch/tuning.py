@@ -109,7 +109,7 @@ class Tuner:
         if perf_params is None or grad_params is None or bounds.fixed:
             return kept
         most = min(bounds.max_batch_size, max(2 * kept.batch_size, num_replicas * bounds.init_batch_size))
-        bounds = dataclasses.replace(bounds, max_batch_size=max(most, bounds.init_batch_size))
+        bounds = dataclasses.replace(bounds, max_batch_size=most)
         model = GoodputModel(perf_params=perf_params, grad_params=grad_params, bounds=bounds)
         choice = model.best_batch_size(num_nodes, num_replicas)
         if float(choice.goodput) <= 0:
