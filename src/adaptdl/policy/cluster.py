@@ -64,6 +64,12 @@ class Job:
     """Whether an allocation, once there, must stay as it is."""
     arrival: float = 0.0
     """When the job came, in any unit: earlier ones come first where all else is equal."""
+    requested_replicas: int | None = None
+    """What its user asked for, for policies that give that or nothing; None: `min_replicas`."""
+    service_s: float = 0.0
+    """Attained service: replicas it has held × seconds, >= 0."""
+    remaining_s: float | None = None
+    """Seconds of training to go at a speedup of 1, > 0; None if nobody knows."""
 
     def __post_init__(self) -> None:
         name = f"job {self.job_id!r}"
@@ -79,6 +85,18 @@ class Job:
             raise UsageError(f"{name}: `weight` must be finite and > 0, but got (weight={self.weight}).")
         if not 0 <= self.move_cost < 1:
             raise UsageError(f"{name}: `0 <= move_cost < 1` must hold, but got (move_cost={self.move_cost}).")
+        if self.requested_replicas is not None and not (
+            self.min_replicas <= self.requested_replicas <= self.max_replicas
+        ):
+            raise UsageError(
+                f"{name}: `min_replicas <= requested_replicas <= max_replicas` must hold, but got "
+                f"(min_replicas={self.min_replicas}, requested_replicas={self.requested_replicas}, "
+                f"max_replicas={self.max_replicas})."
+            )
+        if not (math.isfinite(self.service_s) and self.service_s >= 0):
+            raise UsageError(f"{name}: `service_s` must be finite and >= 0, but got (service_s={self.service_s}).")
+        if self.remaining_s is not None and not (math.isfinite(self.remaining_s) and self.remaining_s > 0):
+            raise UsageError(f"{name}: `remaining_s` must be finite and > 0, but got (remaining_s={self.remaining_s}).")
         table = np.array(self.speedup, dtype=np.float64)  # our own copy
         if table.ndim != 2 or min(table.shape) < 2 or not np.isfinite(table).all() or (table < 0).any():
             raise UsageError(
