@@ -1,0 +1,101 @@
+"""From what a job says of itself to what a policy is told of it: one rule for the real allocator and for the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptdl.goodput import JobReport
+from adaptdl.policy.cluster import Job
+
+__all__ = ["elastic_job", "move_cost"]
+
+SMALLEST_MOVE_COST = 0.05
+"""A change must be worth 5 % at least: less is within what goodput is known to."""
+
+LARGEST_MOVE_COST = 0.9
+
+UNKNOWN_PAUSE_S = 1.0
+"""Taken as the pause of a job's reallocation until it was measured, seconds."""
+
+LONGEST_STAY_S = 60.0
+"""A job that has not been changed for long is expected to be left alone for as long again, but no longer than this."""
+
+
+def elastic_job(
+    job_id: str,
+    report: JobReport | None,
+    *,
+    resources: Mapping[str, float],
+    min_replicas: int,
+    max_replicas: int,
+    num_nodes: int,
+    move_cost: float,
+    arrival: float,
+    pinned: bool = False,
+    weight: float = 1.0,
+    service_s: float = 0.0,
+) -> Job:
+    """A job whose replicas and batch size may be changed, as a policy sees it.
+
+    `max_replicas` is what the job allows and the cluster of `num_nodes` nodes has room for. Without a report nothing
+    is known, and nothing may ever be (a function without a data loop cannot be reallocated): it gets `min_replicas`.
+    """
+    if report is None:
+        max_replicas = min_replicas
+        speedup = _linear(num_nodes, max_replicas)
+    else:
+        speedup = _with_way_out(report.speedup_table(num_nodes, max_replicas), min_replicas)
+    return Job(
+        job_id=job_id,
+        resources=resources,
+        min_replicas=min_replicas,
+        max_replicas=max_replicas,
+        speedup=speedup,
+        weight=weight,
+        move_cost=move_cost,
+        pinned=pinned,
+        arrival=arrival,
+        service_s=service_s,
+        remaining_s=None if report is None else _remaining_s(report),
+    )
+
+
+def move_cost(pause_s: float | None, *, interval_s: float, unchanged_s: float) -> float:
+    """The share that a reallocation takes of the time for which the new allocation is expected to last.
+
+    That is the interval, or as long as the present allocation has lasted (`unchanged_s`), so that a job that was just
+    changed is not changed for little.
+    """
+    stay_s = max(interval_s, min(LONGEST_STAY_S, unchanged_s))
+    share = (UNKNOWN_PAUSE_S if pause_s is None else pause_s) / stay_s
+    return min(LARGEST_MOVE_COST, max(SMALLEST_MOVE_COST, share))
+
+
+def _remaining_s(report: JobReport) -> float | None:
+    """Seconds to go at a speedup of 1: progress to go, in samples at M₀, by that goodput."""
+    if report.remaining_progress is None or report.perf_params is None or report.bounds is None:
+        return None
+    table = report.goodput_table(1, 1)
+    if not (table[1, 1] > 0 and report.remaining_progress > 0):
+        return None
+    return report.remaining_progress * report.bounds.init_batch_size / float(table[1, 1])
+
+
+def _linear(num_nodes: int, num_replicas: int) -> NDArray[np.float64]:
+    """Perfect scaling on any number of nodes, as far as it can go."""
+    nodes = np.arange(num_nodes + 1)[:, None]
+    replicas = np.arange(num_replicas + 1)[None, :]
+    table: NDArray[np.float64] = np.where((nodes >= 1) & (nodes <= replicas), replicas, 0).astype(np.float64)
+    return table
+
+
+def _with_way_out(speedup: NDArray[np.float64], min_replicas: int) -> NDArray[np.float64]:
+    """`speedup`, but with `min_replicas` possible whatever it says: a job must be able to run at all."""
+    if speedup[:, min_replicas:].any():
+        return speedup
+    table = speedup.copy()
+    table[1:, min_replicas] = _linear(speedup.shape[0] - 1, min_replicas)[1:, min_replicas]
+    return table
