@@ -148,8 +148,8 @@ def _search(
     else:
         while np.any(low < high):
             middle = (low + high) // 2
-            here = model.goodput(nodes[:, None], count, middle, passes - 1)
-            rising = model.goodput(nodes[:, None], count, middle + 1, passes - 1) > here
+            here, next_one = model.goodput(nodes[:, None], count, np.stack([middle, middle + 1]), passes - 1)
+            rising = next_one > here
             low, high = np.where(rising & (low < high), middle + 1, low), np.where(rising, high, middle)
         value = model.goodput(nodes[:, None], count, low, passes - 1)
     value = np.where(possible, value, 0.0)

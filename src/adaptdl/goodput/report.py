@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptdl.goodput.batch_size import BatchSizeBounds, BatchSizeChoice, GoodputModel
+from adaptdl.goodput.batch_size import BatchSizeBounds, GoodputModel
 from adaptdl.goodput.efficiency import GradParams
 from adaptdl.goodput.throughput import PerfParams
 
-__all__ = ["JobReport"]
+__all__ = ["JobReport", "unit_goodput"]
 
 _UNKNOWN_PERF = PerfParams(alpha_c=0.0, beta_c=1.0, alpha_n=0.0, beta_n=0.0, alpha_r=0.0, beta_r=0.0, gamma=1.0)
 """Perfect scaling, at one sample per second and replica."""
@@ -50,12 +51,9 @@ class JobReport:
         not 1 ≤ N ≤ K, where the bounds allow no batch size, and beyond what the job is credited with: twice the
         replicas it has been profiled on, one replica if on none; the smallest possible K always.
         """
-        nodes = np.arange(max_nodes + 1)[:, None]
-        replicas = np.arange(max_replicas + 1)[None, :]
-        choice = self._best_batch_size(nodes, replicas)
-        table = choice.goodput
+        table = _goodput_table(self._model(max_replicas), max_nodes, max_replicas).copy()
         if self.perf_params is None:
-            table = np.where(table > 0, replicas, 0.0)
+            table = np.where(table > 0, np.arange(max_replicas + 1), 0.0)
         possible = np.flatnonzero(np.any(table > 0, axis=0))
         if possible.size:
             credit = max(2 * self.max_profiled_replicas, 1, int(possible[0]))
@@ -66,21 +64,37 @@ class JobReport:
         """:meth:`goodput_table` relative to one replica or, if that is impossible, to the smallest possible K (on the
         fewest nodes it is possible on). All 0 if nothing is possible."""
         table = self.goodput_table(max_nodes, max_replicas)
-        possible = np.argwhere(table.T > 0)  # (entries, 2), by K and then N
-        if possible.size:
-            fewest_replicas, fewest_nodes = possible[0]
-            table /= table[fewest_nodes, fewest_replicas]
-        return table
+        unit = unit_goodput(table)
+        return table / unit if unit else table
 
-    def _best_batch_size(self, nodes: NDArray[np.int64], replicas: NDArray[np.int64]) -> BatchSizeChoice:
+    def _model(self, max_replicas: int) -> GoodputModel:
         bounds = self.bounds
         if bounds is None:
             # No limit is known: a batch that any of these numbers of replicas could share.
-            size = max(self.batch_size, int(replicas.max()), 1)
+            size = max(self.batch_size, max_replicas, 1)
             bounds = BatchSizeBounds(init_batch_size=size, max_batch_size=size)
-        model = GoodputModel(
+        return GoodputModel(
             perf_params=self.perf_params or _UNKNOWN_PERF,
             grad_params=self.grad_params or _UNKNOWN_GRAD,
             bounds=bounds,
         )
-        return model.best_batch_size(nodes, replicas)
+
+
+def unit_goodput(table: NDArray[np.float64]) -> float:
+    """The goodput in a :meth:`JobReport.goodput_table` that counts as a speedup of 1: that of one replica or, if that is
+    impossible, of the smallest possible K (on the fewest nodes it is possible on). 0 if nothing is possible."""
+    possible = np.argwhere(table.T > 0)  # (entries, 2), by K and then N
+    if not possible.size:
+        return 0.0
+    fewest_replicas, fewest_nodes = possible[0]
+    return float(table[fewest_nodes, fewest_replicas])
+
+
+@lru_cache(maxsize=1024)
+def _goodput_table(model: GoodputModel, max_nodes: int, max_replicas: int) -> NDArray[np.float64]:
+    """Of all N and K. Jobs report more often than what their goodput depends on changes."""
+    nodes = np.arange(max_nodes + 1)[:, None]
+    replicas = np.arange(max_replicas + 1)[None, :]
+    table = model.best_batch_size(nodes, replicas).goodput
+    table.setflags(write=False)
+    return table

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptdl.goodput import JobReport
+from adaptdl.goodput.report import unit_goodput
 from adaptdl.policy.cluster import Job
 
 __all__ = ["elastic_job", "move_cost"]
@@ -44,10 +45,12 @@ def elastic_job(
     is known, and nothing may ever be (a function without a data loop cannot be reallocated): it gets `min_replicas`.
     """
     if report is None:
-        max_replicas = min_replicas
+        max_replicas, unit = min_replicas, 0.0
         speedup = _linear(num_nodes, max_replicas)
     else:
-        speedup = _with_way_out(report.speedup_table(num_nodes, max_replicas), min_replicas)
+        goodput = report.goodput_table(num_nodes, max_replicas)
+        unit = unit_goodput(goodput)
+        speedup = _with_way_out(goodput / unit if unit else goodput, min_replicas)
     return Job(
         job_id=job_id,
         resources=resources,
@@ -59,7 +62,7 @@ def elastic_job(
         pinned=pinned,
         arrival=arrival,
         service_s=service_s,
-        remaining_s=None if report is None else _remaining_s(report),
+        remaining_s=None if report is None else _remaining_s(report, unit),
     )
 
 
@@ -74,14 +77,12 @@ def move_cost(pause_s: float | None, *, interval_s: float, unchanged_s: float) -
     return min(LARGEST_MOVE_COST, max(SMALLEST_MOVE_COST, share))
 
 
-def _remaining_s(report: JobReport) -> float | None:
-    """Seconds to go at a speedup of 1: progress to go, in samples at M₀, by that goodput."""
+def _remaining_s(report: JobReport, unit: float) -> float | None:
+    """Seconds to go at a speedup of 1, which is a goodput of `unit`."""
     if report.remaining_progress is None or report.perf_params is None or report.bounds is None:
         return None
-    table = report.goodput_table(1, 1)
-    if not (table[1, 1] > 0 and report.remaining_progress > 0):
-        return None
-    return report.remaining_progress * report.bounds.init_batch_size / float(table[1, 1])
+    samples = report.remaining_progress * report.bounds.init_batch_size
+    return samples / unit if samples > 0 and unit > 0 else None
 
 
 def _linear(num_nodes: int, num_replicas: int) -> NDArray[np.float64]:

@@ -37,6 +37,8 @@ __all__ = ["JobSpec", "SimulatedJob"]
 _PROFILED_STEPS = 100
 """Steps that one entry of a profile stands for: so many that their mean is taken as certain."""
 
+_NO_SPLIT = BatchSplit(0, 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
@@ -88,7 +90,7 @@ class SimulatedJob:
     stopped: bool = False
     """Whether it was complete because it was stopped early."""
     rungs_passed: set[int] = field(default_factory=set)
-    split: BatchSplit = BatchSplit(0, 0)
+    split: BatchSplit = _NO_SPLIT
     profile: dict[ProfileKey, Observation] = field(default_factory=dict)
     perf_params: PerfParams | None = None
     trained_batch_size: int = 0

@@ -78,7 +78,7 @@ class TracedApplication:
             )
         right = next(i for i, size in enumerate(sizes) if batch_size <= size)
         if sizes[right] == batch_size:
-            return self.validation[sizes[right]][epoch]
+            return np.asarray(self.validation[sizes[right]][epoch])
         low, high = sizes[right - 1], sizes[right]
         share = (batch_size - low) / (high - low)
         return np.asarray(self.validation[low][epoch] * (1 - share) + self.validation[high][epoch] * share)
@@ -161,9 +161,9 @@ def _read_application(folder: Path) -> TracedApplication:
     scalability = np.array(
         [[float(row[column]) for column in columns] for row in _read(folder / "scalability.csv")]
     ).reshape(-1, 5)
-    columns = ("progress", "iteration", "grad_sqr", "grad_var")
+    fields = ("progress", "iteration", "grad_sqr", "grad_var")
     validation = {
-        int(file.stem.rpartition("-")[2]): np.array([[float(row[column]) for column in columns] for row in _read(file)])
+        int(file.stem.rpartition("-")[2]): np.array([[float(row[column]) for column in fields] for row in _read(file)])
         for file in folder.glob("validation-*.csv")
     }
     sizes = sorted(validation)
