@@ -5,9 +5,14 @@ from adaptdl.policy.fair_share import FairSharePolicy
 from adaptdl.policy.feasibility import violations
 from adaptdl.policy.objective import Objective
 from adaptdl.policy.optimal import OptimalPolicy
+from adaptdl.policy.optimus import OptimusPolicy
 from adaptdl.policy.policy import Decision, Policy
+from adaptdl.policy.sizing import Advice, advise
+from adaptdl.policy.static import StaticPolicy
+from adaptdl.policy.tiresias import TiresiasPolicy
 
 __all__ = [
+    "Advice",
     "Allocation",
     "Decision",
     "FairSharePolicy",
@@ -15,7 +20,11 @@ __all__ = [
     "Node",
     "Objective",
     "OptimalPolicy",
+    "OptimusPolicy",
     "Policy",
+    "StaticPolicy",
+    "TiresiasPolicy",
+    "advise",
     "num_nodes",
     "num_replicas",
     "violations",
