@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptdl.goodput import Observation, PerfParams, Profile, ProfileKey, fit_perf_params, grad_time_s, step_time_s
+from adaptdl.goodput.fit import ACROSS_RATIO
 
 quick = settings(max_examples=40, deadline=None)
 TRUE = PerfParams(alpha_c=0.05, beta_c=0.002, alpha_n=0.12, beta_n=0.004, alpha_r=0.03, beta_r=0.001, gamma=2.5)
@@ -77,10 +78,10 @@ def test_one_replica_only_means_perfect_scaling() -> None:
     assert "perfect scaling" in fit.message
 
 
-def test_never_across_nodes_means_as_on_one_node() -> None:
+def test_never_across_nodes_means_several_times_slower_than_on_one_node() -> None:
     fitted = fit_perf_params(profile(TRUE, [(1, 1), (1, 2), (1, 4)], SIZES)).perf_params
     assert fitted.alpha_r == pytest.approx(TRUE.alpha_r, rel=0.05)
-    assert (fitted.alpha_n, fitted.beta_n) == (fitted.alpha_r, fitted.beta_r)
+    assert (fitted.alpha_n, fitted.beta_n) == (pytest.approx(ACROSS_RATIO * fitted.alpha_r), fitted.beta_r)
 
 
 def test_two_replicas_only_mean_no_retrogression() -> None:
@@ -89,10 +90,10 @@ def test_two_replicas_only_mean_no_retrogression() -> None:
     assert fitted.alpha_n > fitted.alpha_r > 0
 
 
-def test_across_nodes_only_says_nothing_about_one_node() -> None:
+def test_across_nodes_only_means_several_times_faster_on_one_node() -> None:
     fitted = fit_perf_params(profile(TRUE, [(2, 2), (2, 4)], SIZES)).perf_params
-    assert (fitted.alpha_r, fitted.beta_r) == (0, 0)
     assert fitted.alpha_n == pytest.approx(TRUE.alpha_n, rel=0.1)
+    assert (fitted.alpha_r, fitted.beta_r) == (pytest.approx(fitted.alpha_n / ACROSS_RATIO), 0)
 
 
 def test_one_batch_size_only_is_half_fixed_and_half_proportional() -> None:

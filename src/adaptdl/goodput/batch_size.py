@@ -29,6 +29,10 @@ __all__ = ["BatchSizeBounds", "BatchSizeChoice", "GoodputModel"]
 MAX_PASS_COUNTS = 64
 """Numbers of passes tried per K. Local bounds that need more are so narrow that a geometric choice loses nothing."""
 
+SMALL_BATCH = 256
+"""Samples. Up to here all numbers of passes are tried: a further one can be what makes K·m·(s + 1) fit the bounds. With
+larger batches rounding is no matter."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSizeBounds:
@@ -171,9 +175,12 @@ def _candidates(bounds: BatchSizeBounds, replicas: NDArray[np.int64]) -> _Candid
     fewest = _ceil_div(bounds.init_batch_size, replicas * high)
     passes = fewest
     if bounds.gradient_accumulation:
-        # More passes than hold the largest batch are of no use.
+        # More passes than hold the largest batch are of no use, but where fewer do not divide a small batch well.
         most = int(np.max(_ceil_div(bounds.max_batch_size, replicas * high) - fewest, initial=0))
-        passes = fewest + _steps_up_to(most)
+        if bounds.max_batch_size <= SMALL_BATCH:
+            passes = fewest + np.arange(int(np.max(bounds.max_batch_size // (replicas * low), initial=0)))
+        else:
+            passes = fewest + _steps_up_to(most)
     smallest = np.maximum(low, _ceil_div(bounds.init_batch_size, replicas * passes))
     largest = np.minimum(high, bounds.max_batch_size // (replicas * passes))
     if not bounds.gradient_accumulation:

@@ -12,8 +12,9 @@ The fit minimises Σ w_i·((log T_grad − log t_i)² + (log T_iter − log T_i)
 tell is not left to chance but tied by a prior (Pollux, OSDI 2021, section 4.1), written as θ = B·u with free u ≥ 0:
 
 * one atomic batch size only: half of a pass's time is fixed and half proportional to m;
-* never several replicas on one node: no cost of synchronisation there (α_r = β_r = 0);
-* never across nodes: as on one node (α_n = α_r, β_n = β_r), and never cheaper than that where both were seen;
+* never across nodes: ACROSS_RATIO times the start on one node (α_n = ACROSS_RATIO·α_r), as much for each further replica
+  (β_n = β_r); and never cheaper than on one node where both were seen;
+* never several replicas on one node: the same the other way round (α_r = α_n / ACROSS_RATIO, β_r = 0);
 * one number of replicas only: no retrogression (β = 0);
 * no two atomic batch sizes among several replicas: γ = PRIOR_GAMMA.
 """
@@ -40,6 +41,10 @@ COUNT_OF_HALF_WEIGHT = 5
 PRIOR_GAMMA = 1.7
 """Overlap as long as nothing is known of it: the median of fits to the published step times of Pollux's six models
 (1.0 to 2.8)."""
+
+ACROSS_RATIO = 4.0
+"""How much longer two replicas take to synchronise across nodes than on one, as long as it was not measured: the network of
+a cluster is slower than a node's own links. Fits to the published step times of Pollux's six models give 3.7 to 6.2."""
 
 GAMMA_RIDGE = 1e-7
 """Pull of γ towards its start: decides where the data do not, and is nothing where they do."""
@@ -203,17 +208,19 @@ def _prior(data: _Data) -> tuple[Floats, bool, list[str]]:
     further_within = bool(np.ptp(data.num_replicas[within]) > 0) if within.any() else False
     further_across = bool(np.ptp(data.num_replicas[across]) > 0) if across.any() else False
     if within.any():
-        free(ar=1, an=1)
+        free(ar=1, an=1 if across.any() else ACROSS_RATIO)
+    elif across.any():
+        notes.append(f"no several replicas on one node seen: {ACROSS_RATIO:g} times faster than across nodes")
     else:
-        notes.append("no several replicas on one node seen: perfect scaling there")
+        notes.append("no several replicas seen: perfect scaling")
     if further_within:
         free(br=1, bn=1)
     elif within.any():
         notes.append("one number of replicas on one node seen: no retrogression there")
     if across.any():
-        free(an=1)
-    else:
-        notes.append("several nodes not seen: as on one node")
+        free(an=1, ar=0 if within.any() else 1 / ACROSS_RATIO)
+    elif within.any():
+        notes.append(f"several nodes not seen: {ACROSS_RATIO:g} times slower than on one node")
     if further_across:
         free(bn=1)
     elif across.any():
