@@ -178,7 +178,7 @@ def _candidates(bounds: BatchSizeBounds, replicas: NDArray[np.int64]) -> _Candid
         # More passes than hold the largest batch are of no use, but where fewer do not divide a small batch well.
         most = int(np.max(_ceil_div(bounds.max_batch_size, replicas * high) - fewest, initial=0))
         if bounds.max_batch_size <= SMALL_BATCH:
-            passes = fewest + np.arange(int(np.max(bounds.max_batch_size // (replicas * low), initial=0)))
+            passes = fewest + np.arange(max(1, int(np.max(bounds.max_batch_size // (replicas * low)))))
         else:
             passes = fewest + _steps_up_to(most)
     smallest = np.maximum(low, _ceil_div(bounds.init_batch_size, replicas * passes))
