@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from adaptdl.errors import UsageError
@@ -98,6 +100,10 @@ class ModelApplication:
     last_grad_params: GradParams
     """Of the last one; in between they change geometrically."""
     max_replicas: int = 1_000_000
+    _step_times: dict[tuple[int, int, int], StepTimes] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _iterations: dict[int, list[float]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.num_epochs < 1 or not self.epoch_progress > 0:
@@ -110,13 +116,16 @@ class ModelApplication:
     def init_batch_size(self) -> int:
         return self.bounds.init_batch_size
 
-    @property
+    @cached_property
     def epoch_ends(self) -> Sequence[float]:
         return [self.epoch_progress * (epoch + 1) for epoch in range(self.num_epochs)]
 
     def step_times(self, shape: tuple[int, ...], atomic_batch_size: int) -> StepTimes:
-        step = float(step_time_s(self.perf_params, len(shape), sum(shape), atomic_batch_size))
-        return StepTimes(step, step - float(grad_time_s(self.perf_params, atomic_batch_size)))
+        key = (len(shape), sum(shape), atomic_batch_size)
+        if key not in self._step_times:
+            step = float(step_time_s(self.perf_params, *key))
+            self._step_times[key] = StepTimes(step, step - float(grad_time_s(self.perf_params, atomic_batch_size)))
+        return self._step_times[key]
 
     def grad_params(self, epoch: int, batch_size: int) -> GradParams:
         first, last = self.first_grad_params, self.last_grad_params
@@ -127,10 +136,12 @@ class ModelApplication:
         )
 
     def iterations(self, epoch: int, batch_size: int) -> float:
-        return sum(
-            self.epoch_progress / float(gain(self.grad_params(e, batch_size), self.init_batch_size, batch_size))
-            for e in range(epoch + 1)
-        )
+        if batch_size not in self._iterations:
+            gains = [
+                gain(self.grad_params(e, batch_size), self.init_batch_size, batch_size) for e in range(self.num_epochs)
+            ]
+            self._iterations[batch_size] = list(accumulate(self.epoch_progress / float(each) for each in gains))
+        return self._iterations[batch_size][epoch]
 
 
 def _between(first: float, last: float, share: float) -> float:

@@ -6,6 +6,9 @@
        │      nothing          │ └───────────────────┘ │
        └───────────────────────┴──────────────── a new allocation
 
+A new allocation that needs replicas which take time to start (`boot_s`) leaves the job running, on those that it has and
+keeps, until they join.
+
 What it does is the application's truth (:class:`~adaptdl.sim.application.Application`); what it knows is what real jobs
 know, the step times it has made and the gradient statistics of where it is, from which the real fit and the real goodput
 model make its report.
@@ -36,6 +39,9 @@ __all__ = ["JobSpec", "SimulatedJob"]
 
 _PROFILED_STEPS = 100
 """Steps that one entry of a profile stands for: so many that their mean is taken as certain."""
+
+_INSTANT_S = 1e-6
+"""An epoch that is so near its end has ended: less is lost in adding up seconds."""
 
 _NO_SPLIT = BatchSplit(0, 0)
 
@@ -72,11 +78,17 @@ class SimulatedJob:
     resolution_s: float = 0.0
     """Epochs end at multiples of so many seconds (0: at any time)."""
     allocation: Mapping[str, int] = field(default_factory=dict)
-    """Its shape is the order of the nodes in it."""
+    """What it holds. Its shape is the order of the nodes in it."""
+    members: Mapping[str, int] = field(default_factory=dict)
+    """What it trains with: the allocation, but for newcomers that are still starting."""
     changed_s: float = -math.inf
     """When it last got another allocation."""
     delay_s: float = 0.0
     """What is left of a start or a reallocation."""
+    boot_s: float = 0.0
+    """What is left of the start of newcomers, beside training."""
+    join_s: float = 0.0
+    """What it will cost when they join."""
     epoch: int = 0
     progress: float = 0.0
     service_s: float = 0.0
@@ -96,6 +108,8 @@ class SimulatedJob:
     trained_batch_size: int = 0
     """M of the last steps it made."""
     _report: JobReport | None = None
+    _fits: dict[tuple[ProfileKey, ...], PerfParams] = field(default_factory=dict)
+    """Made by itself or by a copy that looked ahead."""
 
     @property
     def job_id(self) -> str:
@@ -106,13 +120,22 @@ class SimulatedJob:
         return sum(self.allocation.values())
 
     @property
+    def num_members(self) -> int:
+        return sum(self.members.values())
+
+    @property
+    def settles_s(self) -> float:
+        """Seconds until it trains on all that it was given."""
+        return self.boot_s + self.join_s if self.boot_s > 0 else self.delay_s
+
+    @property
     def num_restarts(self) -> int:
         return max(self.num_starts - 1, 0)
 
     @property
     def batch_size(self) -> int:
         """M at present; 0 without replicas."""
-        return self.num_replicas * self.split.atomic_batch_size * (self.split.accum_steps + 1)
+        return self.num_members * self.split.atomic_batch_size * (self.split.accum_steps + 1)
 
     @property
     def max_profiled_replicas(self) -> int:
@@ -132,13 +155,34 @@ class SimulatedJob:
         twin.profile = dict(self.profile)
         return twin
 
-    def reallocate(self, allocation: Mapping[str, int], delay_s: float, now_s: float) -> None:
-        """A new allocation; one that is not empty costs `delay_s` without progress, whatever was left of the last."""
-        self.allocation, self.changed_s = dict(allocation), now_s
-        if self.allocation:
-            self.delay_s = delay_s
-            self.num_starts += 1
-            self._choose_batch_size()
+    def reallocate(self, allocation: Mapping[str, int], delay_s: float, now_s: float, *, boot_s: float = 0.0) -> None:
+        """A new allocation.
+
+        One that is not empty costs `delay_s` without progress, whatever was left of the last. If the job has members and
+        is given more replicas, these start first, for `boot_s`.
+        """
+        before, self.allocation, self.changed_s = self.allocation, dict(allocation), now_s
+        if not allocation:
+            self.members, self.boot_s = {}, 0.0
+            return
+        self.num_starts += 1
+        if not (self.members and boot_s > 0):
+            self._train_on(self.allocation, delay_s)
+            return
+        if any(count > before.get(node_id, 0) for node_id, count in allocation.items()):
+            self.boot_s = boot_s  # else they are those that start already, or fewer
+        self.join_s = delay_s
+        kept = {n: min(count, self.members[n]) for n, count in allocation.items() if n in self.members}
+        if kept == self.allocation:
+            self.boot_s = 0.0
+        if kept and kept != self.members:
+            self._train_on(kept, delay_s)
+
+    def _train_on(self, members: Mapping[str, int], delay_s: float) -> None:
+        self.members, self.delay_s = dict(members), delay_s
+        if members == self.allocation:
+            self.boot_s = 0.0
+        self._choose_batch_size()
 
     def lose(self, progress: float) -> None:
         """Progress that has to be made again."""
@@ -151,7 +195,7 @@ class SimulatedJob:
 
     def rate(self) -> float:
         """Progress per second, outside of delays."""
-        if not self.allocation:
+        if not self.members:
             return 0.0
         application = self.spec.application
         grad_params = application.grad_params(self.epoch, self.batch_size)
@@ -163,6 +207,22 @@ class SimulatedJob:
         if not self.allocation:
             self.waited_s += duration_s
             return duration_s
+        used_s = 0.0
+        while used_s < duration_s and not self.is_complete and self.epoch != until:
+            part_s = duration_s - used_s
+            if self.boot_s > 0:
+                part_s = min(part_s, self.boot_s)
+            trained_s = self._train(part_s, now_s + used_s, until)
+            used_s += trained_s
+            if self.boot_s > 0:
+                self.boot_s -= trained_s
+                if self.boot_s <= 0:
+                    self._train_on(self.allocation, self.join_s)
+        self.service_s += self.num_replicas * used_s
+        return used_s
+
+    def _train(self, duration_s: float, now_s: float, until: int | None) -> float:
+        """As :meth:`advance`, on the present members."""
         left_s = duration_s
         delayed_s = min(self.delay_s, left_s)
         self.delay_s -= delayed_s
@@ -173,19 +233,18 @@ class SimulatedJob:
             needed_s = (ends[self.epoch] - self.progress) / rate
             if self.resolution_s and math.isfinite(needed_s):
                 needed_s = round(needed_s / self.resolution_s) * self.resolution_s
-            if needed_s > left_s:
+            if needed_s > left_s + _INSTANT_S:
                 self.progress += rate * left_s
                 left_s = 0.0
             else:
                 self.progress = ends[self.epoch]
-                left_s -= needed_s
+                left_s = max(left_s - needed_s, 0.0)
                 self.epoch += 1
                 if self.epoch == len(ends):
                     self.completed_s = now_s + duration_s - left_s
             self._learn()
             if self.epoch == until:
                 break
-        self.service_s += self.num_replicas * (duration_s - left_s)
         return duration_s - left_s
 
     def report(self) -> JobReport | None:
@@ -207,7 +266,7 @@ class SimulatedJob:
                 progress=self.progress,
                 remaining_progress=remaining,
                 batch_size=self.batch_size,
-                num_replicas=self.num_replicas,
+                num_replicas=self.num_members,
             )
         return self._report
 
@@ -220,7 +279,7 @@ class SimulatedJob:
         return application.grad_params(epoch, self.trained_batch_size or application.bounds.init_batch_size)
 
     def _shape(self) -> tuple[int, ...]:
-        return tuple(self.allocation.values())
+        return tuple(self.members.values())
 
     def _step_time_s(self) -> float:
         times = self.spec.application.step_times(self._shape(), self.split.atomic_batch_size)
@@ -241,12 +300,15 @@ class SimulatedJob:
             self.profile[key] = Observation(
                 step_time_s=times.with_accumulation(accum_steps), sync_time_s=times.sync_time_s, count=_PROFILED_STEPS
             )
-            self.perf_params = fit_perf_params(self.profile).perf_params
+            known = tuple(self.profile)
+            if known not in self._fits:
+                self._fits[known] = fit_perf_params(self.profile).perf_params
+            self.perf_params = self._fits[known]
         if not self.is_complete:
             self._choose_batch_size()
 
     def _choose_batch_size(self) -> None:
-        application, bounds, num_replicas = self.spec.application, self._bounds(), self.num_replicas
+        application, bounds, num_replicas = self.spec.application, self._bounds(), self.num_members
         if not self.adaptive:
             batch_size = self.spec.requested_batch_size or application.init_batch_size
         elif self.perf_params is None:
@@ -254,7 +316,7 @@ class SimulatedJob:
             batch_size = max(bounds.init_batch_size, low * num_replicas)
         else:
             model = GoodputModel(perf_params=self.perf_params, grad_params=self._grad_params(), bounds=bounds)
-            choice = model.best_batch_size(len(self.allocation), num_replicas)
+            choice = model.best_batch_size(len(self.members), num_replicas)
             batch_size, accum_steps = int(choice.batch_size), int(choice.accum_steps)
             if batch_size == 0:
                 raise UsageError(

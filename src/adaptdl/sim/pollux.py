@@ -1,4 +1,4 @@
-"""The published profiles and workloads of Pollux (OSDI 2021 artifact) as applications and jobs.
+"""The published profiles of Pollux (OSDI 2021 artifact) as applications.
 
 Files in the folder that is given (all CSV with a header):
 
@@ -6,7 +6,7 @@ Files in the folder that is given (all CSV with a header):
                                    the digits of a placement are GPUs per node, the smallest rotation is listed
   traces/<app>/scalability.csv     num_nodes, num_replicas, local_bsz, step_time, sync_time: 6 to 16 nodes
   traces/<app>/validation-<B>.csv  progress, iteration, metric, grad_sqr, grad_var: a row per epoch at batch size B
-  workloads/workload-<k>.csv       name, time, application, num_replicas, batch_size
+  workloads/workload-<k>.csv       jobs, see `adaptdl.sim.workload`
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from adaptdl.errors import UsageError
 from adaptdl.goodput import BatchSizeBounds, GradParams
 from adaptdl.sim.application import StepTimes
-from adaptdl.sim.job import JobSpec
 
-__all__ = ["TracedApplication", "read_applications", "read_workload"]
+__all__ = ["TracedApplication", "read_applications"]
 
 _LARGEST_NODES = 16
 """Step times of more nodes were not measured, and are taken to be those of as many."""
@@ -129,25 +128,6 @@ def read_applications(folder: Path) -> dict[str, TracedApplication]:
             f"`{folder}` must hold the published traces (traces/<application>/placements.csv), but holds none."
         )
     return {name: _read_application(traces / name) for name in names}
-
-
-def read_workload(file: Path, applications: Mapping[str, TracedApplication]) -> list[JobSpec]:
-    """The jobs of one workload file, in its order. Raises UsageError for what it does not understand."""
-    jobs = []
-    for row in _read(file):
-        name = row.get("application", "")
-        if name not in applications:
-            raise UsageError(f"{file}: `application` must be one of {', '.join(applications)}, but is {name!r}.")
-        jobs.append(
-            JobSpec(
-                job_id=row["name"],
-                application=applications[name],
-                submitted_s=float(row["time"]),
-                requested_replicas=int(row["num_replicas"]),
-                requested_batch_size=int(row["batch_size"]),
-            )
-        )
-    return jobs
 
 
 def _read_application(folder: Path) -> TracedApplication:

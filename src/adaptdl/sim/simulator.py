@@ -14,6 +14,7 @@ a round holds its replicas to the end of it, as in the published simulator (Poll
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,11 +42,14 @@ class Costs:
     """From nothing to the first step."""
     pause_s: float = 30.0
     """From the last step before a reallocation to the first one after it."""
+    growth_s: float = 0.0
+    """Before such a pause, if replicas are added: how long they take to start, while the job trains on without them.
+    0, as in the published simulator: all of it is in `pause_s`."""
     snapshot_interval_s: float = 30.0
     """A job that loses all its replicas at once loses up to as much."""
 
     def __post_init__(self) -> None:
-        for name in ("start_s", "pause_s", "snapshot_interval_s"):
+        for name in ("start_s", "pause_s", "growth_s", "snapshot_interval_s"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise UsageError(f"`{name}` must be finite and >= 0, but got ({name}={value}).")
@@ -93,6 +97,7 @@ class Simulation:
         exclusive: bool = True,
         outages: Sequence[Outage] = (),
         stopper: Stopper | None = None,
+        max_concurrent: int | None = None,
         profile_s: float = 10.0,
         resolution_s: float = 1.0,
         longest_s: float = 1e7,
@@ -112,6 +117,7 @@ class Simulation:
             exclusive: whether allocations are checked for nodes shared by jobs that span nodes.
             outages: when nodes are away.
             stopper: which trials end early.
+            max_concurrent: so many jobs at a time; the next one is submitted when one of them ends.
             profile_s: with `immediate`, seconds of training after which a new number of replicas counts as profiled.
             resolution_s: epochs end at multiples of it.
             longest_s: after so much simulated time with jobs left the run is given up.
@@ -125,6 +131,8 @@ class Simulation:
                 "`interval_s > 0`, `profile_s > 0` and `resolution_s >= 0` must hold, but got "
                 f"(interval_s={interval_s}, profile_s={profile_s}, resolution_s={resolution_s})."
             )
+        if max_concurrent is not None and max_concurrent < 1:
+            raise UsageError(f"`max_concurrent >= 1` must hold, but got (max_concurrent={max_concurrent}).")
         names = [spec.job_id for spec in workload]
         if len(set(names)) < len(names):
             raise UsageError("each job of a workload must have a name of its own, but some have the same.")
@@ -136,6 +144,9 @@ class Simulation:
         self._policy, self._interval_s, self._costs = policy, interval_s, costs or Costs()
         self._immediate, self._adaptive, self._exclusive = immediate, adaptive, exclusive
         self._outages, self._stopper = sorted(outages, key=lambda outage: outage.from_s), stopper
+        self._max_concurrent = len(names) if max_concurrent is None else max_concurrent
+        self._full = False
+        """Whether jobs are held back by `max_concurrent`."""
         self._profile_s, self._resolution_s, self._longest_s = profile_s, resolution_s, longest_s
         self._on_turn = on_turn or (lambda now_s, num_complete: None)
         self._now_s = 0.0
@@ -180,13 +191,24 @@ class Simulation:
         self._stop_early(active)
         for job in active:
             if job.is_complete:
-                job.allocation = {}
+                job.allocation, job.members = {}, {}
         self._fail_nodes(before_s)
-        while self._waiting and self._waiting[0].submitted_s <= self._now_s:
-            spec = self._waiting.pop(0)
-            self._jobs.append(SimulatedJob(spec=spec, adaptive=self._adaptive, resolution_s=self._resolution_s))
+        self._submit()
         self._allocate()
         self._on_turn(self._now_s, sum(job.is_complete for job in self._jobs))
+
+    def _submit(self) -> None:
+        """All that are due, as far as there is room for more jobs. Those held back count as submitted when there is."""
+        room, was_full, self._full = self._max_concurrent - len(self._active()), self._full, False
+        while self._waiting and self._waiting[0].submitted_s <= self._now_s:
+            if not room:
+                self._full = True
+                return
+            spec = self._waiting.pop(0)
+            if was_full:
+                spec = dataclasses.replace(spec, submitted_s=self._now_s)
+            self._jobs.append(SimulatedJob(spec=spec, adaptive=self._adaptive, resolution_s=self._resolution_s))
+            room -= 1
 
     def _active(self) -> list[SimulatedJob]:
         return [job for job in self._jobs if not job.is_complete]
@@ -194,18 +216,18 @@ class Simulation:
     def _next_s(self) -> float:
         """The next moment at which anything is decided."""
         next_s = (self._rounds + 1) * self._interval_s
-        if self._stopper is not None:
-            next_s = min([next_s, *(self._notable_s(job, next_s) for job in self._active())])
-        if not self._immediate:
-            return next_s
-        if self._waiting:
-            next_s = min(next_s, self._waiting[0].submitted_s)
-        for outage in self._outages:
-            next_s = min([next_s, *(at for at in (outage.from_s, outage.to_s) if at > self._now_s)])
-        for job in self._active():
-            if job.allocation and job.num_replicas > job.max_profiled_replicas:
-                next_s = min(next_s, self._now_s + job.delay_s + self._profile_s)
-        return max(min([next_s, *(self._notable_s(job, next_s) for job in self._active())]), self._now_s)
+        if self._immediate:
+            if self._waiting and not self._full:
+                next_s = min(next_s, self._waiting[0].submitted_s)
+            for outage in self._outages:
+                next_s = min([next_s, *(at for at in (outage.from_s, outage.to_s) if at > self._now_s)])
+            for job in self._active():
+                if self._adaptive and job.allocation and job.num_replicas > job.max_profiled_replicas:
+                    next_s = min(next_s, self._now_s + job.settles_s + self._profile_s)
+        if self._immediate or self._stopper is not None:
+            for job in self._active():
+                next_s = min(next_s, self._notable_s(job, next_s))
+        return max(next_s, self._now_s)
 
     def _notable_s(self, job: SimulatedJob, limit_s: float) -> float:
         """When the job completes or reaches a rung, if before `limit_s`; infinity if not."""
@@ -236,15 +258,17 @@ class Simulation:
 
     def _fail_nodes(self, since_s: float) -> None:
         """Jobs lose their replicas on nodes that have failed since then; those without any left lose training, too."""
-        gone = {outage.node_id for outage in self._outages if since_s < outage.from_s <= self._now_s}
+        gone = {outage.node_id: outage.from_s for outage in self._outages if since_s < outage.from_s <= self._now_s}
         for job in self._active():
-            if not gone & set(job.allocation):
+            failed_s = min((gone[node_id] for node_id in job.allocation if node_id in gone), default=None)
+            if failed_s is None:
                 continue
             left = {node_id: count for node_id, count in job.allocation.items() if node_id not in gone}
-            if sum(left.values()) < job.spec.min_replicas:
+            survivors = sum(count for node_id, count in job.members.items() if node_id not in gone)
+            if min(sum(left.values()), survivors) < job.spec.min_replicas:
                 left = {}
-                age_s = (self._now_s - max(job.changed_s, 0.0)) % max(self._costs.snapshot_interval_s, 1e-9)
-                job.lose(job.rate() * max(age_s - job.delay_s, 0.0))
+                age_s = max(failed_s - max(job.changed_s, 0.0), 0.0) % max(self._costs.snapshot_interval_s, 1e-9)
+                job.lose(job.rate() * max(age_s + self._now_s - failed_s - job.delay_s, 0.0))
             self._reallocate(job, left)
 
     def _alive(self) -> list[Node]:
@@ -275,7 +299,7 @@ class Simulation:
             Reallocation(time_s=self._now_s, job_id=job.job_id, before=dict(job.allocation), after=dict(allocation))
         )
         delay_s = self._costs.pause_s if job.allocation else self._costs.start_s
-        job.reallocate(allocation, delay_s, self._now_s)
+        job.reallocate(allocation, delay_s, self._now_s, boot_s=self._costs.growth_s)
 
     # -- jobs as the policy sees them -------------------------------------------------------------------------------
 
