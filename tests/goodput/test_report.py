@@ -31,9 +31,9 @@ def test_only_possible_shapes_have_a_speedup() -> None:
     assert ((table > 0) == ((nodes >= 1) & (nodes <= replicas))).all()
 
 
-@pytest.mark.parametrize(("profiled", "credit"), [(0, 1), (1, 2), (3, 6), (100, 16)])
+@pytest.mark.parametrize(("profiled", "credit"), [(0, 1), (1, 4), (3, 12), (100, 16)])
 @pytest.mark.parametrize("perf", [PERF, None])
-def test_a_job_is_credited_with_twice_what_it_was_profiled_on(
+def test_a_job_is_credited_with_four_times_what_it_was_profiled_on(
     profiled: int, credit: int, perf: PerfParams | None
 ) -> None:
     table = report(max_profiled_replicas=profiled, perf_params=perf).speedup_table(2, 16)

@@ -75,17 +75,17 @@ def test_a_new_job_gets_its_minimum_until_it_reports() -> None:
 
 
 @pytest.mark.parametrize("policy", [OptimalPolicy(), FairSharePolicy()])
-def test_a_job_that_scales_doubles_as_it_is_profiled(policy: Policy) -> None:
+def test_a_job_that_scales_grows_as_it_is_profiled(policy: Policy) -> None:
     allocator, _ = make(policy)
     allocator.add_job("one", CPU)
-    allocator.step(nodes(a=4))
+    allocator.step(nodes(a=8))
     seen = []
-    for profiled in (1, 2, 4):
+    for profiled in (1, 4, 8):
         now = seen[-1] if seen else 1
         allocator.update("one", status({"a": now}, scaling_report(profiled)))
-        changes = allocator.step(nodes(a=4))
+        changes = allocator.step(nodes(a=8))
         seen.append(sum(changes[0].after.values()) if changes else now)
-    assert seen == [2, 4, 4]
+    assert seen == [4, 8, 8]
 
 
 def test_an_arrival_gets_a_place_from_those_who_have_more_and_they_give_first() -> None:

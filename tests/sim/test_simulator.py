@@ -95,11 +95,11 @@ def test_the_interval_asks_in_between() -> None:
 
 
 def test_an_elastic_job_grows_once_its_speed_is_known() -> None:
-    """One replica for the first 10 s, then as many as were seen twice over."""
-    result = simulated([spec("only")], num_gpus=4, policy=OptimalPolicy(), adaptive=True)
-    assert [sum(change.after.values()) for change in result.reallocations] == [1, 2, 4]
+    """One replica for the first 10 s, then as many as were seen four times over."""
+    result = simulated([spec("only")], num_gpus=6, policy=OptimalPolicy(), adaptive=True)
+    assert [sum(change.after.values()) for change in result.reallocations] == [1, 4, 6]
     assert [change.time_s for change in result.reallocations] == pytest.approx([0, 10, 20])
-    assert ends(result) == {"only": 20 + (100 - 10 - 20) / 4}
+    assert ends(result) == {"only": 20 + (100 - 10 - 40) / 6}
 
 
 def test_many_short_epochs_at_odd_moments_come_to_an_end() -> None:

@@ -12,11 +12,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from adaptdl.goodput import JobReport
 from adaptdl.policy import Job, Node, Policy
+from adaptdl.policy.demand import elastic_job
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.messages import JobStatus, Phase
 from adaptdl.runtime.nodes import capacity, default_resources_per_replica, holds
@@ -24,14 +22,6 @@ from adaptdl.runtime.nodes import capacity, default_resources_per_replica, holds
 __all__ = ["Allocator", "Change"]
 
 logger = logging.getLogger(__name__)
-
-_SMALLEST_MOVE_COST = 0.05
-"""A change must be worth 5 % at least: less is within what goodput is known to."""
-_LARGEST_MOVE_COST = 0.9
-_UNKNOWN_PAUSE_S = 1.0
-"""Taken as the pause of a job's reallocation until it was measured, seconds."""
-_LONGEST_STAY_S = 60.0
-"""A job that has not been changed for long is expected to be left alone for as long again, but no longer than this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +61,15 @@ class _Entry:
     @property
     def max_profiled_replicas(self) -> int:
         return 0 if self.report is None else self.report.max_profiled_replicas
+
+    @property
+    def pause_s(self) -> float | None:
+        """Of one reallocation; None if there was none."""
+        if self.report is not None and self.report.pause_s is not None:
+            return self.report.pause_s
+        if self.status is not None and self.status.num_restarts > 0:
+            return self.status.pause_s / self.status.num_restarts
+        return None
 
 
 class Allocator:
@@ -193,55 +192,21 @@ class Allocator:
         room = capacity(nodes, elastic.resources_per_replica)
         if room < elastic.min_replicas:
             return None
-        num_nodes = max(1, sum(holds(node, elastic.resources_per_replica) > 0 for node in nodes))
-        now_replicas = sum(entry.allocation.values())
-        if entry.report is None:
-            # Nothing is known, and nothing may ever be: a function without a data loop cannot be reallocated.
-            most = elastic.min_replicas
-            speedup = _linear(num_nodes, most)
-        else:
-            most = max(elastic.min_replicas, min(room, elastic.max_replicas or room))
-            speedup = entry.report.speedup_table(num_nodes, most)
-            speedup = _with_way_out(speedup, elastic.min_replicas)
         alive = {node.node_id for node in nodes if not node.draining}
         runs = entry.status is not None and entry.status.phase in (Phase.RUNNING, Phase.STARTING)
-        return Job(
-            job_id=job_id,
+        return elastic_job(
+            job_id,
+            entry.report,
             resources=elastic.resources_per_replica,
             min_replicas=elastic.min_replicas,
-            max_replicas=most,
-            speedup=speedup,
-            move_cost=self._move_cost(entry),
-            pinned=entry.report is None and runs and now_replicas > 0 and set(entry.allocation) <= alive,
+            max_replicas=max(elastic.min_replicas, min(room, elastic.max_replicas or room)),
+            num_nodes=max(1, sum(holds(node, elastic.resources_per_replica) > 0 for node in nodes)),
+            allocation=entry.allocation,
+            pause_s=entry.pause_s,
             arrival=entry.arrival,
+            # A function without a data loop never reports, and cannot be reallocated.
+            pinned=entry.report is None and runs and bool(entry.allocation) and set(entry.allocation) <= alive,
         )
-
-    def _move_cost(self, entry: _Entry) -> float:
-        """The share that a reallocation takes of the time for which the new allocation is expected to last: the
-        interval, or as long as the present one has lasted. So a job that was just changed is not changed for little."""
-        pause_s = None if entry.report is None else entry.report.pause_s
-        if pause_s is None and entry.status is not None and entry.status.num_restarts > 0:
-            pause_s = entry.status.pause_s / entry.status.num_restarts
-        stay_s = max(self._interval_s, min(_LONGEST_STAY_S, self._clock() - entry.changed_at))
-        share = (_UNKNOWN_PAUSE_S if pause_s is None else pause_s) / stay_s
-        return min(_LARGEST_MOVE_COST, max(_SMALLEST_MOVE_COST, share))
-
-
-def _linear(num_nodes: int, num_replicas: int) -> NDArray[np.float64]:
-    """Perfect scaling on any number of nodes, as far as it can go."""
-    nodes = np.arange(num_nodes + 1)[:, None]
-    replicas = np.arange(num_replicas + 1)[None, :]
-    table: NDArray[np.float64] = np.where((nodes >= 1) & (nodes <= replicas), replicas, 0).astype(np.float64)
-    return table
-
-
-def _with_way_out(speedup: NDArray[np.float64], min_replicas: int) -> NDArray[np.float64]:
-    """`speedup`, but with `min_replicas` possible whatever it says: a job must be able to run at all."""
-    if speedup[:, min_replicas:].any():
-        return speedup
-    table = speedup.copy()
-    table[1:, min_replicas] = _linear(speedup.shape[0] - 1, min_replicas)[1:, min_replicas]
-    return table
 
 
 def _reason(job: Job, entry: _Entry, after: Mapping[str, int], nodes: Sequence[Node]) -> str:

@@ -306,11 +306,8 @@ class Simulation:
     def _job(self, job: SimulatedJob, nodes: Sequence[Node], room: int) -> Job:
         spec = job.spec
         most = max(spec.min_replicas, min(room, spec.max_replicas or room, spec.application.max_replicas))
-        unchanged_s = self._now_s - job.changed_s
-        pause_s = self._costs.pause_s if job.allocation else self._costs.start_s
-        cost = move_cost(pause_s, interval_s=self._interval_s, unchanged_s=unchanged_s)
         if not self._adaptive:
-            return self._informed_job(job, nodes, most, cost)
+            return self._informed_job(job, nodes, most)
         return elastic_job(
             job.job_id,
             job.report(),
@@ -318,12 +315,13 @@ class Simulation:
             min_replicas=spec.min_replicas,
             max_replicas=most,
             num_nodes=min(len(nodes), 2),  # the model knows one node and several
-            move_cost=cost,
+            allocation=job.allocation,
+            pause_s=self._costs.pause_s,
             arrival=spec.submitted_s,
             service_s=job.service_s,
         )
 
-    def _informed_job(self, job: SimulatedJob, nodes: Sequence[Node], most: int, cost: float) -> Job:
+    def _informed_job(self, job: SimulatedJob, nodes: Sequence[Node], most: int) -> Job:
         """A job with a fixed batch size, with the truth about its step times and steps to go.
 
         Step times are those on as few nodes as possible, whatever the number of nodes.
@@ -345,7 +343,7 @@ class Simulation:
             min_replicas=spec.min_replicas,
             max_replicas=max(most, requested),
             speedup=table,
-            move_cost=cost,
+            move_cost=0.0 if not job.allocation else move_cost(self._costs.pause_s, left_s=None),
             arrival=spec.submitted_s,
             requested_replicas=requested,
             service_s=job.service_s,

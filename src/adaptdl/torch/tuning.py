@@ -54,14 +54,13 @@ class Tuner:
         self._pending: Future[Fit] | None = None
         self._fitted_counts: dict[ProfileKey, int] = {}
         self.max_profiled_replicas = 0
+        """The largest number of replicas that the newest fit knows of: whoever is told of it has the fit, too."""
 
     def record(self, key: ProfileKey, step_time_s: float, sync_time_s: float) -> None:
         """One steady step."""
         line = self._lines.setdefault(key, deque(maxlen=_WINDOW))
         line.append((step_time_s, sync_time_s))
         self._counts[key] = self._counts.get(key, 0) + 1
-        if self._counts[key] >= _MIN_STEPS:
-            self.max_profiled_replicas = max(self.max_profiled_replicas, key.num_replicas)
 
     def profile(self) -> dict[ProfileKey, Observation]:
         return {
@@ -84,6 +83,9 @@ class Tuner:
         """The newest fit, if there is one."""
         if self._pending is not None and self._pending.done():
             self._fit, self._pending = self._pending.result(), None
+            self.max_profiled_replicas = max(
+                [self.max_profiled_replicas, *(key.num_replicas for key in self._fitted_counts)]
+            )
         return None if self._fit is None else self._fit.perf_params
 
     def refit(self, executor: Executor) -> None:
