@@ -3,8 +3,8 @@
   n        jobs that are looked at
   r_j      remaining_s: seconds of training to go at a speedup of 1; None if nobody knows
   ρ_j      rank: how many of the n jobs have at least as much to go, 1 ≤ ρ ≤ n; n where r_j is not known
-  ε        LEAST: what the longest job counts beside the shortest one
-  weight   w_j · (1 − a + a·(ε + (1 − ε)·(ρ_j − 1)/(n − 1)))
+  ε        LEAST: what the longest of many jobs counts beside the shortest one
+  weight   w_j · (1 − a + a·max(ρ_j/n, ε))
 
 Were the cluster one machine and its jobs run one after another, a second of work taken off job j would make that job and
 all that wait for it a second earlier: with shortest remaining time first these are ρ_j jobs, so that their average
@@ -34,6 +34,6 @@ def by_remaining_time(jobs: Sequence[Job], shortest_first: float) -> list[Job]:
         return list(jobs)
     remaining = np.array([-math.inf if job.remaining_s is None else job.remaining_s for job in jobs])
     below = np.searchsorted(np.sort(remaining), remaining)  # (n,) jobs with less to go
-    share = LEAST + (1 - LEAST) * (len(jobs) - below - 1) / (len(jobs) - 1)
+    share = np.maximum((len(jobs) - below) / len(jobs), LEAST)
     weights = 1 - shortest_first + shortest_first * share
     return [replace(job, weight=job.weight * float(weight)) for job, weight in zip(jobs, weights, strict=True)]
