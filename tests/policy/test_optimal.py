@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptdl.errors import UsageError
-from adaptdl.policy import Job, Node, OptimalPolicy, num_nodes, num_replicas, violations
+from adaptdl.policy import Allocation, Job, Node, OptimalPolicy, num_nodes, num_replicas, violations
 from tests.policy.instances import Problem, all_allocations, cluster, job, linear, problems, random_problem
 
 fairness = st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0])
@@ -45,6 +47,69 @@ def test_larger_problems_are_proven_and_beat_every_random_change(seed: int, fair
                 del allocation[node]
         if not violations(nodes, jobs, changed, current):
             assert policy.objective(nodes, jobs, current, changed) <= decision.objective * (1 + 2e-5) + 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems, fairness=fairness, limit=st.integers(1, 12))
+def test_cut_at_any_time_the_bound_holds_and_nobody_is_worse_off(problem: Problem, fairness: float, limit: int) -> None:
+    ticks = itertools.count()  # a second passes whenever the clock is looked at
+    policy = OptimalPolicy(fairness=fairness, time_limit_s=limit, clock=lambda: float(next(ticks)))
+    nodes, jobs, current = problem.nodes, problem.jobs, problem.current
+    decision = policy.allocate(nodes, jobs, current)
+    assert violations(nodes, jobs, decision.allocations, current) == []
+    assert decision.gap is not None
+    best = max(policy.objective(nodes, jobs, current, allocations) for allocations in all_allocations(problem))
+    assert best <= decision.objective * (1 + decision.gap) + 1e-9
+    assert decision.objective >= policy.objective(nodes, jobs, current, standing(problem)) - 1e-9
+
+
+def standing(problem: Problem) -> dict[str, Allocation]:
+    """What the jobs have, less what cannot stay."""
+    kept: dict[str, Allocation] = {}
+    for asked in sorted(problem.jobs, key=lambda job: (not job.pinned, job.arrival, job.job_id)):
+        tried = {**kept, asked.job_id: problem.current.get(asked.job_id, {})}
+        if asked.pinned or not violations(problem.nodes, problem.jobs, tried):
+            kept = tried
+    return kept
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems, fairness=fairness)
+def test_nobody_moves_who_could_stay_and_gains_nothing(problem: Problem, fairness: float) -> None:
+    policy = OptimalPolicy(fairness=fairness)
+    nodes, jobs, current = problem.nodes, problem.jobs, problem.current
+    decision = policy.allocate(nodes, jobs, current)
+    for job_id, before in current.items():
+        put_back = {**decision.allocations, job_id: before}
+        if decision.allocations[job_id] != before and not violations(nodes, jobs, put_back, current):
+            assert policy.objective(nodes, jobs, current, put_back) < decision.objective
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nodes_of_many_kinds_partly_taken_or_draining_are_divided_well_and_then_left_alone(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    nodes = [
+        Node(
+            node_id=f"n{i:02d}",
+            resources={"GPU": float(rng.integers(1, gpus + 1)), "CPU": float(rng.integers(16, 65)), "memory": 256.0},
+            draining=bool(rng.random() < 0.1),
+        )
+        for i, gpus in enumerate([8, 8, 4, 4, 2] * 6)
+    ]
+    jobs = [
+        job(f"j{j:02d}", 12, resources={"GPU": 1.0, "CPU": float(rng.choice([2, 6, 10])), "memory": 16.0},
+            speedup=linear(12, across=0.8, loss=0.06 * rng.random()), move_cost=0.1)
+        for j in range(30)
+    ]  # fmt: skip
+    policy = OptimalPolicy()
+    first = policy.allocate(nodes, jobs, {})
+    assert violations(nodes, jobs, first.allocations) == []
+    assert first.gap == pytest.approx(0, abs=5e-3)
+    assert policy.allocate(nodes, jobs, first.allocations).allocations == first.allocations
+    fewer = [node for node in nodes if node.node_id != "n00"]
+    second = policy.allocate(fewer, jobs, first.allocations)
+    assert violations(fewer, jobs, second.allocations, first.allocations) == []
+    assert second.gap == pytest.approx(0, abs=5e-3)
 
 
 def test_everybody_has_something_before_anybody_has_two() -> None:

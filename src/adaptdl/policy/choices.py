@@ -9,43 +9,53 @@ from numpy.typing import NDArray
 
 from adaptdl.policy.cluster import Job, num_replicas
 from adaptdl.policy.instance import Instance
-from adaptdl.policy.milp import Options, Wish
 from adaptdl.policy.objective import Objective
+from adaptdl.policy.wishes import Options, Wish
 
 __all__ = ["job_options", "sort_equal_wishes"]
 
 STAY_BONUS = 8e-6
-"""Decides ties for staying put, in units of the mean weight: above a solver's tolerance (1e-6), below what matters."""
+"""Decides ties for staying put, in the values' unit: above a solver's tolerance (1e-6), below what matters."""
 
 NEAR_BONUS = 3e-6
 """Decides ties for fewer nodes."""
 
 
-def job_options(instance: Instance, objective: Objective, kind: NDArray[np.int64], unit: float) -> list[Options]:
-    """The choices of each job, with values in units of `unit`, less those that a smaller choice is as good as."""
-    options = []
+def job_options(instance: Instance, objective: Objective, kind: NDArray[np.int64]) -> tuple[list[Options], float]:
+    """The choices of each job, less those that a smaller choice is as good as; and the unit of their values.
+
+    That is the mean weight, what one replica is worth, or what a job could have at most, on average, if that is less:
+    weights are of any size, a solver's tolerances are not.
+    """
+    stays, singles, spannings = [], [], []
+    best: list[float] = []
     for j, job in enumerate(instance.jobs):
         fits = instance.room.fits(instance.need[j])
         standing = instance.standing[j]
-        stay = 0.0
-        if standing:
-            speedup = job.speedup_at(len(standing), num_replicas(standing))
-            stay = float(objective.values(job, speedup, moved=False)) / unit
+        speedup = job.speedup_at(len(standing), num_replicas(standing))
+        stay = float(objective.values(job, speedup, moved=False))
         single = _single(job, objective, int(fits.max(initial=0)))
         alone = single[0][1] if single and single[0][0] == 1 else 0.0
         spannable = np.where(instance.room.spannable, fits, 0)
         spanning = _spanning(job, objective, int(np.count_nonzero(spannable)), int(spannable.sum()), alone)
-        options.append(
-            Options(
-                kind=int(kind[j]),
-                stay=stay + STAY_BONUS if stay > 0 else 0.0,
-                standing=standing,
-                near=NEAR_BONUS,
-                single=[(k, value / unit) for k, value in single],
-                spanning=[(k, few, many, value / unit) for k, few, many, value in spanning],
-            )
+        stays.append(stay)
+        singles.append(single)
+        spannings.append(spanning)
+        best.append(max(stay, single[-1][1] if single else 0.0, max((choice[3] for choice in spanning), default=0.0)))
+    possible = [value for value in best if value > 0]
+    unit = min(float(np.mean([job.weight for job in instance.jobs])), float(np.mean(possible or [np.inf])))
+    options = [
+        Options(
+            kind=int(kind[j]),
+            stay=stays[j] / unit + STAY_BONUS if stays[j] > 0 else 0.0,
+            standing=standing,
+            near=NEAR_BONUS,
+            single=[(k, value / unit) for k, value in singles[j]],
+            spanning=[(k, few, many, value / unit) for k, few, many, value in spannings[j]],
         )
-    return options
+        for j, standing in enumerate(instance.standing)
+    ]
+    return options, unit
 
 
 def _single(job: Job, objective: Objective, most: int) -> list[tuple[int, float]]:
@@ -62,31 +72,28 @@ def _spanning(
 ) -> list[tuple[int, int, int, float]]:
     """(K, fewest N, most N, value) on several nodes, one for each run of N of equal value. `alone` is the value of one
     replica, if that is allowed, which takes less."""
-    choices: list[tuple[int, int, int, float]] = []
-    if num_nodes < 2:
-        return choices
     replicas = np.arange(max(job.min_replicas, 2), min(job.most_replicas, total) + 1)
-    # Nodes beyond the table's last row count as that row.
-    rows = min(job.speedup.shape[0] - 1, num_nodes)
-    values = objective.values(
-        job, job.speedup[min(2, rows) : rows + 1, replicas], moved=True
-    )  # (rows from N = 2 on, K)
-    for k, by_nodes in zip(replicas.tolist(), values.T, strict=True):
-        most = min(k, num_nodes)
-        by_nodes = by_nodes[: most - 1]
-        starts = [n for n in range(len(by_nodes)) if n == 0 or by_nodes[n] != by_nodes[n - 1]]
-        for start, end in zip(starts, [*starts[1:], most - 1], strict=True):
-            if by_nodes[start] > alone:
-                choices.append((k, start + 2, end + 1, float(by_nodes[start])))
-    if all(few == 2 and many == min(k, num_nodes) for k, few, many, _ in choices):
+    if num_nodes < 2 or not replicas.size:
+        return []
+    # Nodes beyond the table's last row count as that row, and nobody has more nodes than replicas.
+    rows = min(job.speedup.shape[0] - 1, num_nodes, int(replicas[-1]))
+    nodes = np.arange(min(2, rows), rows + 1).clip(2)  # (n,), N
+    values = objective.values(job, job.speedup[min(2, rows) : rows + 1, replicas], moved=True)  # (n, K)
+    most = np.minimum(replicas, num_nodes)
+    starts = nodes[:, None] <= most
+    starts[1:] &= values[1:] != values[:-1]
+    which, row = np.nonzero(starts.T)  # by K and then N
+    first = nodes[row]
+    last = np.where(np.append(which[1:] == which[:-1], False), np.append(first[1:], 0) - 1, most[which])
+    worth = values[row, which]
+    better = worth > alone
+    num_replicas, most = replicas[which][better], most[which][better]
+    first, last, worth = first[better], last[better], worth[better]
+    if (first == 2).all() and (last == most).all():
         # N does not matter, so that fewer replicas fit wherever more fit.
-        best, kept = 0.0, []
-        for choice in choices:
-            if choice[3] > best:
-                best = choice[3]
-                kept.append(choice)
-        return kept
-    return choices
+        better = np.diff(np.maximum.accumulate(worth), prepend=0.0) > 0
+        num_replicas, first, last, worth = num_replicas[better], first[better], last[better], worth[better]
+    return list(zip(num_replicas.tolist(), first.tolist(), last.tolist(), worth.tolist(), strict=True))
 
 
 def sort_equal_wishes(instance: Instance, objective: Objective, wishes: Sequence[Wish]) -> list[Wish]:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptdl.policy.instance import Instance, Room
-from adaptdl.policy.milp import Wish, cut_for
+from adaptdl.policy.milp import cut_for
 from adaptdl.policy.patterns import Cuts, NodeClass, Piece, node_classes
+from adaptdl.policy.wishes import Wish
 
 __all__ = ["Places", "lay_out", "lay_out_cuts"]
 
