@@ -75,7 +75,7 @@ def print_published(found: Mapping[Run, Figures]) -> None:
         s = figures.summary
         published = PUBLISHED_S.get(run.policy, ())
         known = f"{published[run.workload - 1]:.2f}" if published else ""
-        lost = f"  {figures.lost_share:.2%} of training lost" if run.mean_between_failures_s else ""
+        lost = f"  {figures.lost_share:.4%} of training lost" if run.mean_between_failures_s else ""
         print(
             f"  {run.policy + ', ' + run.name:34}{s['average_completion_time_s']:10.2f}{known:>11}"
             f"{s['median_completion_time_s']:9.0f}{s['p99_completion_time_s']:9.0f}{s['makespan_s']:10.0f}"
