@@ -70,6 +70,15 @@ def test_hundreds_of_jobs_come_and_go_and_hardly_any_other_moves() -> None:
     assert third.allocations == second.allocations
 
 
+def test_a_full_cluster_has_nothing_for_hundreds_that_wait() -> None:
+    running = [job(f"j{j:02d}", 8, min_replicas=8, move_cost=0.5) for j in range(30)]
+    waiting = [job(f"w{j:03d}", 16, speedup=linear(16) / 20, arrival=1) for j in range(200)]
+    current = {asked.job_id: {f"n{j}": 8} for j, asked in enumerate(running)}
+    decision = OptimalPolicy(fairness=0).allocate(cluster(30, 8), [*running, *waiting], current)
+    assert {job_id: taken for job_id, taken in decision.allocations.items() if taken} == current
+    assert decision.gap == pytest.approx(0, abs=1e-3)
+
+
 def test_replicas_are_priced_in_the_cheapest_pieces_but_in_two_at_least() -> None:
     price = np.array([np.inf, 3.0, 4.0, 4.5, np.inf, np.inf, np.inf])  # by size of the piece
     assert _several(price)[1:].tolist() == [np.inf, 6.0, 7.0, 7.5, 8.5, 9.0]

@@ -37,6 +37,9 @@ TOLERANCE = 1e-5
 MANY_JOBS = 160
 """Beyond, `CLOSE` is good enough: the rest is less than a job's worth, and takes most of the time."""
 
+MANY_ARCS = 1_000
+"""Likewise, of the graphs of all kinds of nodes."""
+
 LARGE_PROGRAM = 1_000
 """Choices and arcs, beyond which sifting pays."""
 
@@ -44,9 +47,9 @@ MAX_SPLIT_ARCS = 6_000
 """Largest total graph in which nodes with jobs on them are classes of their own."""
 
 CLOSE = 2e-4
-"""A gap at which the search ends if there are many jobs."""
+"""A gap at which the search ends if there are many jobs or kinds of nodes."""
 
-EQUAL = 1e-6
+EQUAL = 4e-6
 """A gap that is nothing but bonuses that break ties."""
 
 MAX_NEIGHBOURHOODS = 2
@@ -63,8 +66,7 @@ class Search:
         self.bound = float("inf")
         """No allocations of the instance are worth more."""
         self.instance, self._objective, self._remaining_s = instance, objective, remaining_s
-        many = len(instance.jobs) > MANY_JOBS
-        self._gap, self._enough = (CLOSE / 4, CLOSE) if many else (EQUAL, EQUAL)
+        self._gap, self._enough = EQUAL, EQUAL
 
     def run(self) -> None:
         """Finds allocations, unless the time is too short for any. A bound is found in any case."""
@@ -120,6 +122,9 @@ class Search:
         occupied = {node for standing in instance.standing for node in standing}
         while True:
             classes = self._classes(instance.room, apart)
+            num_arcs = sum(len(node_class.graph.arcs) for node_class in classes)
+            if not apart and (len(instance.jobs) > MANY_JOBS or num_arcs > MANY_ARCS):
+                self._gap, self._enough = CLOSE / 4, CLOSE
             before_s = self._remaining_s()
             solution = self._solve(self._options, classes, self._known)
             taken_s = before_s - self._remaining_s()

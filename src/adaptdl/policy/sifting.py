@@ -68,7 +68,7 @@ def sift(
         return model.solution(model.program.run(remaining_s() / 2, gap=gap, chosen=chosen, max_nodes=MAX_SEARCH_NODES))
 
     found = run(model, relaxed.clear(model.choices))
-    if found.worth < known or bound - found.worth > POOR * abs(bound):
+    if bound - max(known, found.worth) > POOR * abs(bound):
         # What makes choices impossible together is hardly ever staying.
         found = _better(found, run(model, relaxed.clear(model.staying)))
     known = max(known, found.worth)
@@ -150,7 +150,8 @@ def _surplus(
     """Of each choice at the prices of a relaxation, at least; shape (c,)."""
     of_pieces = model.cut.prices(relaxed.duals)
     kind = np.array([option.kind for option in options])[choices.job]
-    shape = (1 + max(int(kind.max()), *(piece.kind for piece in of_pieces)), 1 + int(choices.num_replicas.max()))
+    num_kinds = 1 + max([int(kind.max()), *(piece.kind for piece in of_pieces)])
+    shape = (num_kinds, 1 + int(choices.num_replicas.max()))
     single, spanning = np.full(shape, np.inf), np.full(shape, np.inf)  # (kinds, sizes)
     for piece, price in of_pieces.items():
         if piece.size < shape[1]:
