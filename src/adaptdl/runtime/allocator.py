@@ -200,7 +200,7 @@ class Allocator:
             resources=elastic.resources_per_replica,
             min_replicas=elastic.min_replicas,
             max_replicas=max(elastic.min_replicas, min(room, elastic.max_replicas or room)),
-            num_nodes=min(2, max(1, sum(holds(node, elastic.resources_per_replica) > 0 for node in nodes))),  # as the model
+            num_nodes=2 if sum(holds(node, elastic.resources_per_replica) > 0 for node in nodes) > 1 else 1,
             allocation=entry.allocation,
             pause_s=entry.pause_s,
             arrival=entry.arrival,
