@@ -16,10 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +27,8 @@ import scipy
 from allocations.plot import plot
 from allocations.published import Answer, Collection
 from allocations.scale import Case, Measured, measure
-from allocations.verdict import Bound, answer_bounds, scale_bounds
+from allocations.verdict import answer_bounds, scale_bounds
+from findings import Bound, describe_machine, print_table
 
 CASES = (
     *(Case(num_gpus=num_gpus) for num_gpus in (64, 256, 1_024, 2_048, 4_096, 10_000)),
@@ -41,7 +39,7 @@ CASES = (
 
 def main(args: argparse.Namespace) -> int:
     """Runs all, prints it, and says with which status to exit."""
-    machine = describe_machine()
+    machine = describe_machine(numpy=np.__version__, scipy=scipy.__version__)
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
     answers = ask_published(args.instances, args.count)
     if answers:
@@ -60,18 +58,6 @@ def main(args: argparse.Namespace) -> int:
     if args.plot is not None:
         plot(rounds, args.plot)
     return int(args.check and not all(verdict.holds for verdict in verdicts))
-
-
-def describe_machine() -> dict[str, Any]:
-    """What a reader has to know of a measurement."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-        "versions": f"Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}",
-        "machine": f"{len(os.sched_getaffinity(0))} cores, {models[0].split(': ')[1] if models else platform.machine()}",
-        "load before": round(os.getloadavg()[0], 1),
-    }
 
 
 def ask_published(folder: Path, count: int) -> list[Answer]:
@@ -106,7 +92,7 @@ def print_answers(answers: Sequence[Answer]) -> None:
                 str(a.changed_later),
             ]
         )
-    _print_table(rows)
+    print_table(rows)
     print(
         "  scaled: the published objective after one call, and the best recorded one; last: the same after three calls,\n"
         "  each from its own answer before. Moved: running jobs whose allocation the first call changed; later: jobs\n"
@@ -133,7 +119,7 @@ def print_rounds(rounds: Sequence[Measured]) -> None:
                 r.message,
             ]
         )
-    _print_table(rows)
+    print_table(rows)
 
 
 def as_json(
@@ -146,12 +132,6 @@ def as_json(
         "generated": [asdict(measured) for measured in rounds],
         "bounds": [asdict(verdict) for verdict in verdicts],
     }
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

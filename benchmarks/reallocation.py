@@ -15,12 +15,10 @@ import argparse
 import json
 import logging
 import os
-import platform
 import signal
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,10 +27,11 @@ from typing import Any
 
 import ray
 import torch
+from findings import Bound, describe_machine, print_table
 from pauses.ours import Ours, run_ours
 from pauses.peer import run_peer
 from pauses.step_log import Transition
-from pauses.verdict import Bound, bounded_pauses_s, bounds, ratios
+from pauses.verdict import bounded_pauses_s, bounds, ratios
 from ray.cluster_utils import Cluster
 
 _NUM_NODES, _CPUS_PER_NODE = 3, 2
@@ -40,7 +39,7 @@ _NUM_NODES, _CPUS_PER_NODE = 3, 2
 
 def main(args: argparse.Namespace) -> int:
     """Runs all, prints it, and says with which status to exit."""
-    machine = describe_machine()
+    machine = describe_machine(torch=torch.__version__, Ray=ray.__version__)
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
     with tempfile.TemporaryDirectory(prefix="adaptdl-reallocation-") as directory, simulated_cluster():
         ours = run_ours(args.count, Path(directory, "ours"))
@@ -55,18 +54,6 @@ def main(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(as_json(machine, ours, peer, verdicts), indent=1, ensure_ascii=False) + "\n")
     return int(args.check and any(verdict.holds is False for verdict in verdicts))
-
-
-def describe_machine() -> dict[str, Any]:
-    """What a reader has to know of a measurement."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, Ray {ray.__version__}",
-        "machine": f"{len(os.sched_getaffinity(0))} cores, {models[0].split(': ')[1] if models else platform.machine()}",
-        "load before": round(os.getloadavg()[0], 1),
-    }
 
 
 @contextmanager
@@ -103,7 +90,7 @@ def print_ours(ours: Ours) -> None:
                 _seconds((change.start_s for change in changes), digits=1) if shares else "",
             ]
         )
-    _print_table(rows)
+    print_table(rows)
     print(
         "  pause: from the end of the last step to the first batch handed out, median (max); step to step: to the end of\n"
         "  the first step, less a step; as logged: the library's own pause_s. Share: the rate of steps while newcomers\n"
@@ -132,7 +119,7 @@ def print_peer(ours: Ours, peer: Mapping[str, Sequence[Transition]]) -> None:
                 f"{ratio:.0f}×",
             ]
         )
-    _print_table(rows)
+    print_table(rows)
 
 
 def as_json(
@@ -165,12 +152,6 @@ def as_json(
 def _seconds(values: Iterable[float], digits: int = 3) -> str:
     found = list(values)
     return f"{statistics.median(found):.{digits}f} s ({max(found):.{digits}f})"
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+
+from findings import Bound
 
 from allocations.published import Answer
 from allocations.scale import Measured
 
-__all__ = ["Bound", "answer_bounds", "scale_bounds"]
+__all__ = ["answer_bounds", "scale_bounds"]
 
 ROUNDING = 1e-4
 """Recorded values have four decimals."""
@@ -16,20 +17,6 @@ ROUNDING = 1e-4
 MIN_RATIO = 20.0
 MAX_GAP = 0.005
 LARGEST_GPUS, MAX_WALL_S, MAX_BYTES = 10_000, 15.0, 4 * 2**30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bound:
-    """Something that must hold."""
-
-    text: str
-    value: float
-    holds: bool
-    remark: str = ""
-
-    def __str__(self) -> str:
-        verdict = "holds" if self.holds else "FAILED"
-        return f"{verdict:7} {self.text}: {self.value:.3g}{self.remark and f' ({self.remark})'}"
 
 
 def answer_bounds(answers: Sequence[Answer]) -> Iterator[Bound]:

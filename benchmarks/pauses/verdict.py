@@ -5,33 +5,19 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+from findings import Bound
 
 from pauses.ours import Change
 from pauses.step_log import Transition
 
-__all__ = ["Bound", "bounded_pauses_s", "bounds", "ratios"]
+__all__ = ["bounded_pauses_s", "bounds", "ratios"]
 
 MAX_PAUSE_S = 0.25
 MIN_SHARE = 0.9
 MIN_RATIO = 20.0
 _NUM_TRAINING_AND_STARTING = {"1→2": 2, "2→2 on another node": 4}
 """Processes that want a core each while newcomers start."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bound:
-    """Something that must hold."""
-
-    text: str
-    value: float
-    holds: bool | None
-    """None: it cannot be told on this machine."""
-    remark: str = ""
-
-    def __str__(self) -> str:
-        verdict = {True: "holds", False: "FAILED", None: "not checked"}[self.holds]
-        return f"{verdict:11} {self.text}: {self.value:.3g}{self.remark and f' ({self.remark})'}"
 
 
 def bounded_pauses_s(name: str, changes: Sequence[Change]) -> list[float]:

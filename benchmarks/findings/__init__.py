@@ -1,0 +1,49 @@
+"""What all benchmarks say in the same way: where they ran, what they found, and what must hold of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Bound", "describe_machine", "print_table"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """Something that must hold."""
+
+    text: str
+    value: float
+    holds: bool | None
+    """None: it cannot be told on this machine."""
+    remark: str = ""
+
+    def __str__(self) -> str:
+        verdict = {True: "holds", False: "FAILED", None: "not checked"}[self.holds]
+        return f"{verdict:11} {self.text}: {self.value:.3g}{self.remark and f' ({self.remark})'}"
+
+
+def describe_machine(**versions: str) -> dict[str, Any]:
+    """What a reader has to know of a measurement; `versions` are those of the packages that matter."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    packages = [f"{name} {version}" for name, version in versions.items()]
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "versions": ", ".join([f"Python {platform.python_version()}", *packages]),
+        "machine": f"{len(os.sched_getaffinity(0))} cores, {models[0].split(': ')[1] if models else platform.machine()}",
+        "load before": round(os.getloadavg()[0], 1),
+    }
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows of as many cells each, in aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
