@@ -107,6 +107,25 @@ def _some_pinned(rng: np.random.Generator, jobs: list[Job], current: Mapping[str
     ]  # fmt: skip
 
 
+def on_the_emptiest(
+    num_nodes: int, gpus: int, kept: Mapping[str, Allocation], wanted: Sequence[tuple[str, int]]
+) -> dict[str, list[tuple[str, int]]]:
+    """Fill the emptiest node, said as plainly as possible: who keeps his places does, the others follow in order."""
+    free = {f"n{i}": gpus for i in range(num_nodes)}
+    answer = {job_id: list(allocation.items()) for job_id, allocation in kept.items()}
+    for node, taken in itertools.chain(*answer.values()):
+        free[node] -= taken
+    for job_id, missing in wanted:
+        places = answer.setdefault(job_id, [])
+        while missing:
+            node = max(free, key=lambda name: free[name])
+            taken = min(free[node], missing)
+            places.append((node, taken))
+            free[node] -= taken
+            missing -= taken
+    return answer
+
+
 def allocations_of(job: Job, nodes: Sequence[Node]) -> Iterator[Allocation]:
     """All allocations of one job that are possible if it is alone."""
     for counts in itertools.product(range(job.max_replicas + 1), repeat=len(nodes)):

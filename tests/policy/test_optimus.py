@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from adaptdl.policy import Allocation, Job, OptimusPolicy, num_replicas
-from tests.policy.instances import cluster, job, linear
+from tests.policy.instances import cluster, job, linear, on_the_emptiest
 
 
 def replicas(jobs: list[Job], num_nodes: int = 1, gpus: int = 8, **options: bool) -> list[int]:
@@ -98,22 +98,14 @@ def as_published(
 
     while sum(count.values()) < nodes * gpus and jobs and gain(best := max(jobs, key=gain)) > 0:
         count[best.job_id] += 1
-    free = {f"n{i}": gpus for i in range(nodes)}
-    answer: dict[str, list[tuple[str, int]]] = {asked.job_id: [] for asked in jobs}
-    for asked in jobs:
-        if num_replicas(current.get(asked.job_id, {})) == count[asked.job_id]:
-            answer[asked.job_id] = list(current.get(asked.job_id, {}).items())
-            for node, taken in answer[asked.job_id]:
-                free[node] -= taken
-    for asked in sorted(jobs, key=lambda asked: count[asked.job_id]):
-        missing = 0 if answer[asked.job_id] else count[asked.job_id]
-        while missing:
-            node = max(free, key=lambda name: free[name])
-            taken = min(free[node], missing)
-            answer[asked.job_id].append((node, taken))
-            free[node] -= taken
-            missing -= taken
-    return answer
+    kept = {
+        asked.job_id: current.get(asked.job_id, {})
+        for asked in jobs
+        if num_replicas(current.get(asked.job_id, {})) == count[asked.job_id]
+    }
+    fewest_first = sorted(jobs, key=lambda asked: count[asked.job_id])
+    wanted = [(asked.job_id, count[asked.job_id]) for asked in fewest_first if not kept.get(asked.job_id)]
+    return on_the_emptiest(nodes, gpus, kept, wanted)
 
 
 @settings(max_examples=60, deadline=None)

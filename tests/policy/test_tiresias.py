@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from adaptdl.errors import UsageError
 from adaptdl.policy import Allocation, Job, Node, StaticPolicy, TiresiasPolicy
-from tests.policy.instances import cluster, job
+from tests.policy.instances import cluster, job, on_the_emptiest
 
 
 def sized(name: str, count: int, arrival: float = 0.0, service_s: float = 0.0) -> Job:
@@ -95,21 +95,10 @@ def as_published(
         if (asked.requested_replicas or 0) <= left:
             left -= asked.requested_replicas or 0
             chosen.append(asked)
-    free = {f"n{i}": gpus for i in range(nodes)}
-    answer: dict[str, list[tuple[str, int]]] = {asked.job_id: [] for asked in jobs}
-    for asked in chosen:
-        answer[asked.job_id] = list(current.get(asked.job_id, {}).items())
-        for node, count in answer[asked.job_id]:
-            free[node] -= count
-    for asked in chosen:
-        missing = 0 if answer[asked.job_id] else asked.requested_replicas or 0
-        while missing:
-            node = max(free, key=lambda name: free[name])
-            count = min(free[node], missing)
-            answer[asked.job_id].append((node, count))
-            free[node] -= count
-            missing -= count
-    return answer
+    kept = {asked.job_id: current.get(asked.job_id, {}) for asked in chosen}
+    wanted = [(asked.job_id, asked.requested_replicas or 0) for asked in chosen if not kept[asked.job_id]]
+    answer = on_the_emptiest(nodes, gpus, kept, wanted)
+    return {asked.job_id: answer.get(asked.job_id, []) for asked in jobs}
 
 
 @settings(max_examples=60, deadline=None)
