@@ -58,8 +58,7 @@ class Job:
     weight: float = 1.0
     """How much the job counts, > 0."""
     move_cost: float = 0.0
-    """Fraction of the time until the next decision that a change (a start included) costs the job: `pause_s` over the
-    interval, in [0, 1)."""
+    """Fraction of the time for which another allocation would last that changing to it costs the job, in [0, 1)."""
     pinned: bool = False
     """Whether an allocation, once there, must stay as it is."""
     arrival: float = 0.0

@@ -51,8 +51,6 @@ class _Entry:
     allocation: dict[str, int] = field(default_factory=dict)
     """Decided last."""
     status: JobStatus | None = None
-    changed_at: float = -math.inf
-    """When the allocation was decided, monotonic seconds."""
 
     @property
     def report(self) -> JobReport | None:
@@ -77,7 +75,7 @@ class Allocator:
 
     Args:
         policy: divides the nodes among the jobs.
-        interval_s: how often it is asked when nothing happens; a pause is weighed against it.
+        interval_s: how often it is asked when nothing happens.
         clock: monotonic seconds.
     """
 
@@ -151,7 +149,7 @@ class Allocator:
                     reason=_reason(job, entry, after, nodes),
                 )
             )
-            entry.allocation, entry.changed_at = after, self._clock()
+            entry.allocation = after
         return sorted(changes, key=lambda change: change.growth)
 
     def infeasible(self, nodes: Sequence[Node]) -> dict[str, str]:

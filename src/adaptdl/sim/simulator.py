@@ -155,8 +155,6 @@ class Simulation:
         """In the order of their arrival, complete ones included."""
         self._samples: list[Sample] = []
         self._reallocations: list[Reallocation] = []
-        self._policy_s: list[float] = []
-        self._oracles: dict[str, Job] = {}
 
     # -- time -------------------------------------------------------------------------------------------------------
 
