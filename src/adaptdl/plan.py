@@ -21,6 +21,22 @@ How a change goes (``source`` is the replica that holds the state: rank 0 of the
    target it says :meth:`Host.missed`, nothing else has happened, and step 2 is done again with a later target.
 5. Old group down, new group up, state from the source, and rank 0 of the new generation says :meth:`Host.switched`.
 6. Replicas that are not in the plan unwind the user's function and say :meth:`Host.left`.
+
+Who takes part is settled by a *roll call* in the plan's store, before any group is formed: each member says that it is here, and
+the keeper of the store (the source, or rank 0) writes down who was, as soon as all are, or the others are known to be lost, or
+time is up. So a member that died meanwhile costs no wait for a connection.
+
+How a loss goes. A replica whose collective fails keeps the state it had after its last step, leaves the group (so that the
+connections of its peers fail, too, whoever they wait for) and says :meth:`Host.broken` with its :class:`Place`::
+
+    member       MEMBER --collective failed--> STANDING --plan--> MEMBER
+                 STANDING --behind the others: Advance--> (runs on without a group) --> STANDING at their place
+
+When every replica that is alive stands, the coordinator takes as source the one that has come furthest (`Place.order`; no
+two survivors are more than one collective apart), has the others advance to its place if they are not there, and gives all
+a plan with this source, of which all others are newcomers. The step in flight was made by nobody: those that are left make
+it again, from the same samples. The last result is handed in again by a new rank 0; its number tells whether it was taken
+before.
 """
 
 from __future__ import annotations
@@ -29,7 +45,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Advance", "Host", "LoopKind", "Member", "Place", "Plan", "Position", "Switched", "Update"]
+__all__ = ["Advance", "Host", "LoopKind", "Member", "Place", "Plan", "Position", "Pulse", "Switched", "Update"]
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -63,6 +79,35 @@ class Place:
     """Optimizer steps made so far by the trial."""
     record: bytes = b""
     """What accumulators gave in the loops of this epoch that are over (for replay), pickled."""
+    num_sums: int = 0
+    """Entries of `record`."""
+    num_folds: int = 0
+    """How often the replicas have put together what their accumulators had not summed yet."""
+
+    @property
+    def order(self) -> tuple[int, Position, int, int, bool]:
+        """How far a replica has come, among those of one generation."""
+        return self.steps, self.position, self.num_sums, self.num_folds, self.kind is not LoopKind.BETWEEN
+
+    def meets(self, other: Place) -> bool:
+        """Whether replicas at both places can form a group that goes on: in the same loop, or before the same sum."""
+        if self.position != other.position:
+            return False
+        if self.kind is LoopKind.BETWEEN or other.kind is LoopKind.BETWEEN:
+            return self.kind is other.kind and self.num_sums == other.num_sums
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulse:
+    """A sign of life of a replica's training thread."""
+
+    place: Place
+    generation: int
+    waited_s: float | None
+    """How long it has waited for other replicas; None: it does not wait for any."""
+    num_batches: int
+    """Batches that its loaders have handed out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +191,10 @@ class Host(Protocol):
     def ready(self, position: Position) -> None:
         """A newcomer stands at a data loop and waits for its plan (or for `Advance`)."""
 
+    def broken(self, generation: int, place: Place, reason: str) -> None:
+        """This replica has lost its group, holds the state of its last step, and stands until it is told how to go on.
+        Raises if there is nobody who could tell it."""
+
     def missed(self, generation: int, place: Place) -> None:
         """The source was past the plan's target; the plan is void."""
 
@@ -161,6 +210,8 @@ class Host(Protocol):
     def snapshot(self, data: bytes, steps: int) -> None:
         """From rank 0: the newest state of the trial, complete, as `adaptdl.torch` writes it."""
 
-    def report(self, metrics: dict[str, Any], files: dict[str, bytes] | None, snapshot: bytes | None) -> None:
+    def report(
+        self, metrics: dict[str, Any], files: dict[str, bytes] | None, snapshot: bytes | None, number: int
+    ) -> None:
         """From rank 0: a result for Tune, the files of the user's own checkpoint, and the state it goes with. Waits
-        until the result before it was taken."""
+        until the result before it was taken. Results of a job have numbers from 1; one that comes again is dropped."""

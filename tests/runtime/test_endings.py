@@ -20,7 +20,7 @@ PEER_GONE = Outcome(ending=Ending.RAISED, error=TrainingFunctionError("gloo"), a
         (RETURNED, Circumstances(is_member=True, job_has_state=True), Verdict.NOTHING),
         (RETURNED, Circumstances(is_newcomer=True, job_has_state=True, joins=True, leads=True), Verdict.FINISH),
         (LEFT, Circumstances(is_member=True, job_has_state=True, leaves=True), Verdict.NOTHING),
-        (LEFT, Circumstances(is_member=True, job_has_state=True), Verdict.RESTART),
+        (LEFT, Circumstances(is_member=True, job_has_state=True), Verdict.LOST),
         (LEFT, Circumstances(is_newcomer=True, job_has_state=True), Verdict.FORGET),
         (LEFT, Circumstances(is_newcomer=True), Verdict.FINISH),
         (LEFT, Circumstances(), Verdict.NOTHING),
@@ -40,7 +40,7 @@ def test_the_end_of_the_function(outcome: Outcome, who: Circumstances, verdict: 
 @pytest.mark.parametrize(
     ("who", "verdict"),
     [
-        (Circumstances(is_member=True), Verdict.RESTART),
+        (Circumstances(is_member=True), Verdict.LOST),
         (Circumstances(is_member=True, launched=False), Verdict.TRY_AGAIN),
         (Circumstances(is_newcomer=True), Verdict.TRY_AGAIN),
         (Circumstances(is_parked=True), Verdict.FORGET),

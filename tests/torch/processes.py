@@ -34,6 +34,9 @@ class PipeHost:
     def ready(self, position: Position) -> None:
         self.send("ready", position)
 
+    def broken(self, generation: int, place: Place, reason: str) -> None:
+        self.send("broken", place)
+
     def missed(self, generation: int, place: Place) -> None:
         self.send("missed", place)
 
@@ -49,8 +52,11 @@ class PipeHost:
     def snapshot(self, data: bytes, steps: int) -> None:
         self.send("snapshot", (data, steps))
 
-    def report(self, metrics: dict[str, Any], files: dict[str, bytes] | None, snapshot: bytes | None) -> None:
+    def report(
+        self, metrics: dict[str, Any], files: dict[str, bytes] | None, snapshot: bytes | None, number: int
+    ) -> None:
         self.send("report", (metrics, files, snapshot))
+        self.send("number", number)
 
 
 def _child(connection: Connection, payload: bytes) -> None:

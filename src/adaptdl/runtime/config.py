@@ -43,6 +43,9 @@ class ElasticConfig:
     """How often the state of the job is copied to the coordinator, > 0."""
     contact_timeout_s: float = 60.0
     """A trial that nobody has spoken to in this time runs without the scheduler it needs, and fails, > 0."""
+    progress_timeout_s: float = 30.0
+    """A replica that hands out no batch for so long, and for 20 times as long as a step takes, while it waits for no other
+    one, is taken as lost, > 0. It is 120 s at least before the first steps, which may compile."""
     max_recoveries: int = 3
     """How often in a row a job is started again after it lost a replica, without having made a step in between, ≥ 0."""
 

@@ -66,8 +66,5 @@ class ElasticJob:
         """For replicas."""
         self._group.notify(replica_id, event)
 
-    async def report(
-        self, replica_id: str, metrics: dict[str, Any], files: Mapping[str, bytes] | None, snapshot: bytes | None
-    ) -> None:
-        """For replicas."""
-        await self._group.report(replica_id, metrics, files, snapshot)
+    async def report(self, replica_id: str, *result: Any) -> None:
+        await self._group.report(replica_id, *result)

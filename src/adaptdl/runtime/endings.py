@@ -25,8 +25,8 @@ class Verdict(enum.Enum):
     """The job has failed: the user's function raised."""
     BLAME = "blame"
     """The function raised as a peer could not be reached: somebody else's end is behind it."""
-    RESTART = "restart"
-    """The group is broken: all start again from the newest snapshot."""
+    LOST = "lost"
+    """A member is gone: those that are left go on, or, if there are none, all start again from the newest snapshot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +64,14 @@ def judge_outcome(outcome: Outcome, who: Circumstances) -> Verdict:
         return Verdict.FORGET if who.job_has_state else Verdict.FINISH
     if outcome.ending is Ending.RETURNED:
         return Verdict.FINISH if who.leads else Verdict.NOTHING
-    return Verdict.NOTHING if who.leaves else Verdict.RESTART
+    return Verdict.NOTHING if who.leaves else Verdict.LOST
 
 
 def judge_death(who: Circumstances) -> Verdict:
     """A replica's process has ended, or could not be started."""
     if who.is_newcomer or (who.is_member and not who.launched):
         return Verdict.TRY_AGAIN
-    return Verdict.RESTART if who.is_member else Verdict.FORGET
+    return Verdict.LOST if who.is_member else Verdict.FORGET
 
 
 class Recoveries:

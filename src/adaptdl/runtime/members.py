@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.actor import ActorHandle
 
-from adaptdl.plan import Member, Plan, Position, Switched
+from adaptdl.plan import Member, Place, Plan, Position, Switched
 from adaptdl.runtime.messages import Outcome
 from adaptdl.runtime.placement import Reservation
 from adaptdl.runtime.reconcile import SeenReplica
@@ -28,6 +28,7 @@ class ReplicaState(enum.Enum):
         READY --told to go on to a later loop--> STARTING
         (alone in the first generation) --> MEMBER
         MEMBER --plan without it--> LEAVING --function unwound, or ended--> GONE
+        MEMBER --its group is broken--> STANDING --plan of the survivors--> MEMBER
         MEMBER --pause--> PARKED --plan with it--> MEMBER
         PARKED --plan without it, state handed over--> LEAVING
         any --process ended, given up--> GONE
@@ -36,6 +37,7 @@ class ReplicaState(enum.Enum):
     STARTING = "starting"
     READY = "ready"
     MEMBER = "member"
+    STANDING = "standing"
     PARKED = "parked"
     LEAVING = "leaving"
     GONE = "gone"
@@ -53,6 +55,8 @@ class ReplicaRecord:
     actor: ActorHandle[Any] | None = None
     position: Position | None = None
     """Where it stands if it is READY."""
+    place: Place | None = None
+    """Where it stands if it is STANDING; None while it goes on to where the others stand."""
     was_ready: bool = False
     """It has stood at a data loop."""
     holds_state: bool = False
@@ -135,7 +139,7 @@ class Roster:
             record for record in members if record is not None and record.replica_id not in switched.dropped
         ]
         for record in self.members:
-            record.state, record.holds_state = ReplicaState.MEMBER, True
+            record.state, record.holds_state, record.place = ReplicaState.MEMBER, True, None
         self.parked = None
         leaving = []
         for record in before:
@@ -169,6 +173,19 @@ class Roster:
         return SeenReplica(
             replica_id=self.parked.replica_id, node_id=self.parked.node_id, ready=self.parked.reservation is not None
         )
+
+    def stands(self, record: ReplicaRecord, place: Place) -> None:
+        """A replica has lost its group. It may be one of a generation that has begun without anybody saying so."""
+        record.state, record.place, record.holds_state = ReplicaState.STANDING, place, True
+        if self.parked is record:
+            self.parked = None
+        if record not in self.members:
+            self.members.append(record)
+
+    @property
+    def survivors(self) -> list[ReplicaRecord]:
+        """Members that can go on: their function has not ended."""
+        return [record for record in self.members if record.launched.is_set() and record.outcome is None]
 
     def pick(self, replica_ids: Sequence[str]) -> list[ReplicaRecord]:
         return [self._records[replica_id] for replica_id in replica_ids]

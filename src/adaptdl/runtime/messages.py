@@ -12,6 +12,7 @@ from adaptdl.goodput import JobReport
 from adaptdl.plan import Member, Place, Position, Switched, Update
 
 __all__ = [
+    "Broken",
     "Ending",
     "Event",
     "JobError",
@@ -120,12 +121,21 @@ class Left:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Broken:
+    """A replica has lost its group and stands."""
+
+    generation: int
+    place: Place
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SnapshotTaken:
     data: bytes
     steps: int
 
 
-Event = Ready | Missed | Left | SnapshotTaken | Switched | Update
+Event = Broken | Ready | Missed | Left | SnapshotTaken | Switched | Update
 """What a replica tells its coordinator; the session's :class:`~adaptdl.plan.Host` calls as values."""
 
 

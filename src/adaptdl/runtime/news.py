@@ -43,6 +43,9 @@ class News:
         self.pause_s = pause_s
         self.num_generations = 0
         self.steps = 0
+        self.step_time_s: float | None = None
+        """How long a step took at last, while nothing else was done."""
+        self._stepped_at: float | None = None
         self._restored = restored
         self._num_replicas = 0
         self._num_nodes = 0
@@ -59,8 +62,13 @@ class News:
     def boot_s(self) -> float | None:
         return self._boot_s
 
-    def updated(self, update: Update) -> None:
+    def updated(self, update: Update, now: float) -> None:
         """Rank 0 has told how it stands."""
+        made = update.place.steps - self.steps
+        if made > 0:
+            if self._stepped_at is not None:
+                self.step_time_s = (now - self._stepped_at) / made
+            self._stepped_at = now
         self.steps = max(self.steps, update.place.steps)
         if update.report is not None:
             self._report = update.report
@@ -82,6 +90,7 @@ class News:
             pause_s=switched.pause_s,
             steps=switched.steps,
         )
+        self._stepped_at = None
         self._num_replicas, self._num_nodes = switched.num_replicas, switched.num_nodes
         self._reallocations.append(reallocation)
         return reallocation
@@ -98,6 +107,7 @@ class News:
     def lost(self) -> None:
         """All replicas are gone; the next generation starts from a snapshot."""
         self._num_replicas = self._num_nodes = 0
+        self._stepped_at = None
 
     def completed(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """`metrics` with all of `COLUMNS`, the user's own ones first."""

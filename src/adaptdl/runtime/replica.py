@@ -18,8 +18,9 @@ import ray
 from ray import cloudpickle
 from ray.actor import ActorHandle
 
-from adaptdl.plan import Advance, Place, Plan, Position, Switched, Update
+from adaptdl.plan import Advance, Place, Plan, Position, Pulse, Switched, Update
 from adaptdl.runtime.messages import (
+    Broken,
     Ending,
     Event,
     Left,
@@ -56,6 +57,9 @@ class CoordinatorHost:
     def ready(self, position: Position) -> None:
         self._send(Ready(position=position))
 
+    def broken(self, generation: int, place: Place, reason: str) -> None:
+        self._send(Broken(generation=generation, place=place, reason=reason))
+
     def missed(self, generation: int, place: Place) -> None:
         self._send(Missed(generation=generation, place=place))
 
@@ -75,8 +79,10 @@ class CoordinatorHost:
         """Returns when the coordinator has taken all that was sent to it: it takes messages in their order."""
         ray.get(self._coordinator.status.remote())
 
-    def report(self, metrics: dict[str, Any], files: dict[str, bytes] | None, snapshot: bytes | None) -> None:
-        ray.get(self._coordinator.report.remote(self._replica_id, metrics, files, snapshot))
+    def report(
+        self, metrics: dict[str, Any], files: dict[str, bytes] | None, snapshot: bytes | None, number: int
+    ) -> None:
+        ray.get(self._coordinator.report.remote(self._replica_id, metrics, files, snapshot, number))
 
 
 class Replica:
@@ -118,6 +124,15 @@ class Replica:
 
     def place(self) -> Place:
         return self._ready_session().place()
+
+    def pulse(self) -> Pulse:
+        return self._ready_session().pulse()
+
+    def lost(self, replica_ids: frozenset[str]) -> None:
+        self._ready_session().lost(replica_ids)
+
+    def abandon(self, generation: int) -> None:
+        self._ready_session().abandon(generation)
 
     def reallocate(self, plan: Plan) -> None:
         self._ready_session().reallocate(plan)

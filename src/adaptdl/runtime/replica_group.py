@@ -16,12 +16,13 @@ from typing import Any
 
 from ray.actor import ActorHandle
 
-from adaptdl.plan import Switched, Update
+from adaptdl.plan import LoopKind, Place, Plan, Pulse, Switched, Update
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.endings import Circumstances, Recoveries, Verdict, judge_death, judge_outcome
 from adaptdl.runtime.launching import Launcher
 from adaptdl.runtime.members import ReplicaRecord, ReplicaState, Roster
 from adaptdl.runtime.messages import (
+    Broken,
     Event,
     JobError,
     JobInfo,
@@ -36,13 +37,24 @@ from adaptdl.runtime.messages import (
 from adaptdl.runtime.news import News
 from adaptdl.runtime.placement import Reservations, prefix_of, runs_beside
 from adaptdl.runtime.reconcile import Dismiss, Seen, Start, Switch, Wait, decide
+from adaptdl.runtime.recovering import Recovery, bring_together, furthest, stand
 from adaptdl.runtime.results import Results
 from adaptdl.runtime.starting import Starter
 from adaptdl.runtime.switching import PlanAborted, ReplicaUnreachable, Switcher, ask
+from adaptdl.runtime.watching import SHARE_BETWEEN_LOOKS, Watch, progress_limit_s
 
 __all__ = ["ReplicaGroup"]
 
 logger = logging.getLogger(__name__)
+
+_LOOK_AGAIN_S = 1.0
+"""How long survivors are waited for before it is looked who is left."""
+
+_PULSE_TIMEOUT_S = 10.0
+"""A process that gives no sign of life in this time is stopped or stuck."""
+
+_LONGEST_LOOK_S = 10.0
+"""Between two looks whether replicas hang."""
 
 _OTHER_ERRORS_S = 1.0
 """After a replica raised, how long the others' errors are waited for: the first may only say that a peer is gone."""
@@ -98,7 +110,10 @@ class ReplicaGroup:
         self._elastic: ElasticConfig | None = None
         self._wish: dict[str, int] = {}
         self._reason = ""
+        self._recovery = Recovery()
         self._recoveries = Recoveries()
+        self._num_reported = 0
+        """The number of the last result, as the replicas count them."""
         self._ended = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -122,6 +137,7 @@ class ReplicaGroup:
         self._wish, self._elastic, self._reason = wish, elastic, reason
         if begin:
             self._spawn(self._reconcile())
+            self._spawn(self._watch())
         self._changed.set()
 
     def status(self) -> JobStatus:
@@ -152,15 +168,19 @@ class ReplicaGroup:
             return
         match event:
             case Ready():
+                if record.state is ReplicaState.STANDING:
+                    record.place = Place(position=event.position, kind=LoopKind.TRAINING)
                 if record.state is ReplicaState.STARTING:
                     if not record.was_ready:
                         self.news.booted(self._clock() - record.since)
                     record.was_ready = True
                     record.position, record.state, record.since = event.position, ReplicaState.READY, self._clock()
+            case Broken():
+                self._broken(record, event)
             case Missed() | Switched():
                 self._switcher.deliver(event)
             case Update():
-                self.news.updated(event)
+                self.news.updated(event, self._clock())
             case SnapshotTaken():
                 self._results.keep_snapshot(event.data)
             case Left():
@@ -168,15 +188,23 @@ class ReplicaGroup:
         self._changed.set()
 
     async def report(
-        self, replica_id: str, metrics: dict[str, Any], files: Mapping[str, bytes] | None, snapshot: bytes | None
+        self,
+        replica_id: str,
+        metrics: dict[str, Any],
+        files: Mapping[str, bytes] | None,
+        snapshot: bytes | None,
+        number: int,
     ) -> None:
-        """Takes a result, after the one before was taken."""
+        """Takes a result, after the one before was taken; not again, if it was taken from a rank 0 that was lost since."""
 
         def valid() -> bool:
-            return self._roster.get(replica_id) is not None
+            return self._roster.get(replica_id) is not None and number > self._num_reported
 
         self._switcher.reported(replica_id)
-        await self._results.put(self.news.completed(metrics), files, snapshot, valid=valid)
+        if number <= self._num_reported:
+            return
+        if await self._results.put(self.news.completed(metrics), files, snapshot, valid=valid):
+            self._num_reported = number
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -240,6 +268,9 @@ class ReplicaGroup:
         elastic = self._elastic
         assert elastic is not None
         self._tidy(elastic)
+        if self._recovery.is_open:
+            await self._recover(elastic)
+            return
         now = self._clock()
         seen = Seen(
             wish=self._wish,
@@ -309,7 +340,7 @@ class ReplicaGroup:
                 still_wanted=lambda: self._wish == wish and not self._ended,
             )
         except ReplicaUnreachable as error:
-            if error.record.state in (ReplicaState.MEMBER, ReplicaState.PARKED):
+            if error.record.state in (ReplicaState.MEMBER, ReplicaState.STANDING, ReplicaState.PARKED):
                 await self._lost(error.record, str(error))
             elif error.record.state is not ReplicaState.GONE:
                 self._end(error.record)
@@ -317,7 +348,11 @@ class ReplicaGroup:
             return
         except PlanAborted as error:
             logger.info("plan given up: %s", error)
-            if source is None or source.state is ReplicaState.PARKED:
+            if self._recovery.is_open:
+                return
+            if source is None:
+                await self._start_again("its replicas", str(error))
+            elif source.state is ReplicaState.PARKED:
                 await self._lost(source, str(error))
             return
         if done is None or self._ended:
@@ -325,14 +360,19 @@ class ReplicaGroup:
         plan, switched = done
         if paused:  # what counts is how long it took to go on, not how long there was nothing
             switched = replace(switched, pause_s=min(switched.pause_s, self._clock() - began))
-        for record in self._roster.begin(plan, switched, self._clock()):
-            self._spawn(self._retire(record, elastic))
+        self._began(plan, switched, elastic)
         if self._roster.parked is not None:
             self._launcher.release(self._roster.parked)
+
+    def _began(self, plan: Plan, switched: Switched, elastic: ElasticConfig) -> None:
+        """A generation has begun."""
+        for record in self._roster.begin(plan, switched, self._clock()):
+            self._spawn(self._retire(record, elastic))
+        self._recovery.close()
         reallocation = self.news.switched(switched, plan.reason)
         logger.debug("%s", reallocation.describe(self._reservations.prefix))
         if switched.dropped:
-            self._starter.trouble = f"{len(switched.dropped)} newcomers did not join"
+            self._starter.trouble = f"{len(switched.dropped)} replicas did not join"
 
     def _dismiss(self, record: ReplicaRecord, elastic: ElasticConfig) -> None:
         """Lets a newcomer go that is no longer wanted; one that waits at its loop can leave its process in order."""
@@ -402,7 +442,7 @@ class ReplicaGroup:
                 await self.fail(record.outcome.error)
             case Verdict.BLAME:
                 await self._blame(record, reason)
-            case Verdict.RESTART:
+            case Verdict.LOST:
                 await self._lost(record, reason)
             case Verdict.NOTHING:
                 pass
@@ -415,22 +455,123 @@ class ReplicaGroup:
         if not self._ended and record.state is not ReplicaState.GONE:
             await self._lost(record, reason.splitlines()[0])
 
-    async def _lost(self, record: ReplicaRecord | None, reason: str) -> None:
-        """The state of the job is lost, or part of its group: all start again from the newest snapshot."""
+    # -- losing replicas: see `recovering` ------------------------------------------------------------------------------
+
+    async def _lost(self, record: ReplicaRecord, reason: str) -> None:
+        """A replica that held the state of the job is gone. Those that are left go on."""
         if self._ended:
             return
+        who = f"replica {record.replica_id} on node {record.node_id[:8]}"
+        self._end(record)
+        if not self._roster.survivors:
+            await self._start_again(who, reason)
+            return
+        logger.warning("lost %s (%s); going on with %d replicas", who, reason, len(self._roster.survivors))
+        self._recovery.open(f"lost {who}")
+        plan = self._switcher.plan
+        if plan is not None:
+            source = None if plan.source is None else self._roster.get(plan.source)
+            if source is None:
+                self._switcher.abort(f"lost {who}")
+            else:
+                self._spawn(self._tell_lost(source, record.replica_id))
+        self._changed.set()
+
+    async def _tell_lost(self, source: ReplicaRecord, replica_id: str) -> None:
+        """Whoever calls the roll of a plan under way need not wait for a replica that is gone."""
+        with contextlib.suppress(ReplicaUnreachable):
+            await ask(source, "lost", frozenset([replica_id]))
+
+    def _broken(self, record: ReplicaRecord, event: Broken) -> None:
+        """A replica has lost its group, and stands."""
+        if record.state in (ReplicaState.LEAVING, ReplicaState.GONE):
+            return
+        self._roster.stands(record, event.place)
+        self._recovery.open(f"a group of {len(self._roster.members)} replicas broke: {event.reason}")
+        self._switcher.abort("the group is broken")
+
+    async def _recover(self, elastic: ElasticConfig) -> None:
+        """One step of putting together those that are left."""
+        members = self._roster.survivors
+        if not members:
+            await self._start_again("all replicas", self._recovery.reason)
+            return
+        if not stand(members):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), _LOOK_AGAIN_S)
+            return
+        reason = self._recovery.reason
+        if not await self._may_try_again(reason):
+            return
+        source = furthest(members)
+        others = [record for record in members if record is not source]
+        try:
+            plan = await bring_together(self._switcher, source, others, reason)
+            if plan is None:
+                return
+            switched = await self._switcher.carry_out_standing(plan, [source, *others], elastic.join_timeout_s)
+        except ReplicaUnreachable as error:
+            await self._lost(error.record, str(error))
+        except PlanAborted as error:
+            logger.info("the survivors could not go on: %s", error)
+        else:
+            if not self._ended:
+                self._began(plan, switched, elastic)
+
+    async def _may_try_again(self, reason: str) -> bool:
+        """Counts recoveries without a step in between; fails the job if there are too many."""
         assert self._elastic is not None
-        who = "its replicas" if record is None else f"replica {record.replica_id} on node {record.node_id[:8]}"
         count = self._recoveries.count(self.news.steps)
-        if count > self._elastic.max_recoveries:
-            await self.fail(JobError(f"the job lost {who}, the {count}th time without a step in between: {reason}"))
+        if count <= self._elastic.max_recoveries:
+            return True
+        await self.fail(JobError(f"the job was interrupted the {count}th time without a step in between: {reason}"))
+        return False
+
+    async def _start_again(self, who: str, reason: str) -> None:
+        """Nobody holds the state of the job any more: all start again from the newest snapshot."""
+        if self._ended or not await self._may_try_again(f"lost {who}: {reason}"):
             return
         logger.warning("lost %s (%s); starting again from the newest snapshot", who, reason)
+        self._recovery.close()
         self._switcher.abort(f"lost {who}")
         for other in self._roster:
             if other.state is not ReplicaState.LEAVING:
                 self._end(other)
         self.news.lost()
-        self._starter.trouble, self._reason = f"lost {who}: {reason}", "lost a replica"
+        self._num_reported = 0
+        self._starter.trouble, self._reason = f"lost {who}: {reason}", "lost all replicas"
         await self._results.rewind()
         self._changed.set()
+
+    async def _watch(self) -> None:
+        """Ends replicas that hang, as long as the job runs."""
+        watch = Watch()
+        while not self._ended:
+            assert self._elastic is not None
+            limit_s = progress_limit_s(
+                self._elastic.progress_timeout_s, self.news.step_time_s, self._elastic.boot_timeout_s
+            )
+            await asyncio.sleep(min(_LONGEST_LOOK_S, SHARE_BETWEEN_LOOKS * limit_s))
+            members = [record for record in self._roster.survivors if record.state is ReplicaState.MEMBER]
+            pulses = await asyncio.gather(*(self._pulse(record) for record in members))
+            found = watch.look(
+                {record.replica_id: pulse for record, pulse in zip(members, pulses, strict=True)},
+                self._clock(),
+                limit_s,
+            )
+            for record in members:
+                if record.replica_id in found.hanging and record.state is ReplicaState.MEMBER:
+                    await self._lost(record, f"it hangs: {found.hanging[record.replica_id]}")
+            if found.deadlocked:
+                logger.warning("%d replicas wait for each other for more than %.0f s", len(members), limit_s)
+                generation = self._switcher.generation
+                await asyncio.gather(
+                    *(ask(record, "abandon", generation) for record in members), return_exceptions=True
+                )
+
+    async def _pulse(self, record: ReplicaRecord) -> Pulse | None:
+        try:
+            pulse: Pulse = await ask(record, "pulse", timeout_s=_PULSE_TIMEOUT_S)
+        except ReplicaUnreachable:
+            return None
+        return pulse

@@ -180,6 +180,16 @@ class Switcher:
         address: tuple[str, int] = await ask(source or members[0], "open_store")
         return address
 
+    async def carry_out_standing(self, plan: Plan, members: Sequence[ReplicaRecord], join_timeout_s: float) -> Switched:
+        """Carries out a plan of replicas that all stand, the first of which is the source.
+
+        Raises:
+            ReplicaUnreachable, PlanAborted: as `carry_out`.
+        """
+        answer = await self._execute(plan, members[0], members[1:], join_timeout_s)
+        assert isinstance(answer, Switched), answer
+        return answer
+
     # -- bringing them to the same place --------------------------------------------------------------------------
 
     async def _gather(
@@ -247,7 +257,8 @@ class Switcher:
         try:
             await asyncio.gather(*(ask(record, "join", plan) for record in newcomers))
             if source is not None:
-                await ask(source, "join" if source.state is ReplicaState.PARKED else "reallocate", plan)
+                trains = source.state is ReplicaState.MEMBER
+                await ask(source, "reallocate" if trains else "join", plan)
             if source is not None and source.state is ReplicaState.MEMBER:
                 return await self._answer_of_training(plan, answer, source)
             done, _ = await asyncio.wait([answer], timeout=2 * join_timeout_s)

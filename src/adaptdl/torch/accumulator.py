@@ -60,6 +60,8 @@ class Accumulator(State):
         super().__init__(name)
         self._sums: dict[str, Any] = {}
         self._changes: dict[str, Any] = {}
+        self._mark: dict[str, Any] = {}
+        """`_changes` at the beginning of the step that runs."""
         self._readable = False
         if (waiting := self.session.registry.take_waiting(self.name)) is not None:
             self.load_state_dict(waiting)
@@ -99,7 +101,7 @@ class Accumulator(State):
         if self._readable:
             raise UsageError("`synchronized` of one Accumulator cannot be nested")
         total = self.session.agree_on_sums(self._sums, self._changes)
-        self._sums, self._changes = dict(total), {}
+        self._sums, self._changes, self._mark = dict(total), {}, {}
         self._readable = True
         try:
             yield self
@@ -138,10 +140,29 @@ class Accumulator(State):
         if not self._readable:
             raise UsageError(_UNREADABLE)
 
-    # What a reallocation does with it.
+    # What a session does with it.
+
+    @property
+    def changes(self) -> Mapping[str, Any]:
+        """This replica's part that was not summed yet."""
+        return self._changes
+
+    def sum_up(self, parts: Iterable[Mapping[str, Any]]) -> None:
+        """All replicas' `changes`, this one's among them, become part of the sums, which every replica has."""
+        self._changes, self._mark = {}, {}
+        for changes in parts:
+            add_changes(self._sums, changes)
+
+    def mark(self) -> None:
+        """A step begins."""
+        self._mark = dict(self._changes)
+
+    def roll_back(self) -> None:
+        """The step that has begun is void: forgets what this replica has added since."""
+        self._changes = dict(self._mark)
 
     def take_changes(self) -> dict[str, Any]:
-        """This replica's part that was not summed yet; it is no longer here afterwards."""
+        """As `changes`, which are no longer here afterwards."""
         changes, self._changes = self._changes, {}
         return changes
 
@@ -155,3 +176,4 @@ class Accumulator(State):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._sums = dict(state_dict["sums"])
         self._changes = dict(state_dict["changes"]) if self.session.rank == 0 else {}
+        self._mark = {}

@@ -16,7 +16,7 @@ from adaptdl.errors import SnapshotError, UsageError
 from adaptdl.goodput import GradParams
 from adaptdl.torch.ambient import current_session
 from adaptdl.torch.gradient_noise import GradientNoise
-from adaptdl.torch.group import Group
+from adaptdl.torch.group import Group, GroupBroken, communicating
 from adaptdl.torch.reducer import GradientReducer, foreach_sqr
 from adaptdl.torch.registry import State
 from adaptdl.torch.scaling_rules import ScalingRule, check_scaling_rule, default_scaling_rule, is_adam_like
@@ -95,6 +95,8 @@ class AdaptiveDataParallel(torch.nn.Module):
         if self._ddp is None or not torch.is_grad_enabled():
             return self.module(*args, **kwargs)
         self._begin_part()
+        if self._session.is_broken or not self._buckets_agreed():
+            return self.module(*args, **kwargs)  # the step is void
         if not self._session.is_accumulating:
             return self._ddp(*args, **kwargs)
         with self._ddp.no_sync():
@@ -103,6 +105,15 @@ class AdaptiveDataParallel(torch.nn.Module):
             if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
                 tensor.register_hook(self._mark_dirty)
         return output
+
+    def _buckets_agreed(self) -> bool:
+        """What DistributedDataParallel would do first, and raise from the user's forward pass: agree on buckets."""
+        try:
+            self.rebuild_buckets()
+        except GroupBroken as error:
+            self._session.note_broken(error)
+            return False
+        return True
 
     def _mark_dirty(self, _: torch.Tensor) -> None:
         self._is_dirty = True
@@ -193,7 +204,7 @@ class AdaptiveDataParallel(torch.nn.Module):
             return
         warm_up()
         moments = self._second_moments if is_adam_like(self._optimizer) else None
-        self._reducer = GradientReducer(group, self._noise, moments)
+        self._reducer = GradientReducer(group, self._noise, moments, self._session.note_broken)
         ddp = DistributedDataParallel(
             self.module,
             forward_sync_buffers=False,
@@ -224,15 +235,17 @@ class AdaptiveDataParallel(torch.nn.Module):
     def rebuild_buckets(self) -> None:
         """What DistributedDataParallel does before a forward pass, if it wants to: it takes a collective."""
         if self._ddp is not None:
-            self._ddp.reducer._rebuild_buckets()
+            with communicating():
+                self._ddp.reducer._rebuild_buckets()
 
     def match_step(self) -> None:
         """Takes part with zeros in a backward pass that others make."""
         if self._ddp is not None:
-            self._ddp._match_all_reduce_for_bwd_pass()
-            if self._ddp.find_unused_parameters:
-                self._ddp._match_unused_params_allreduce()
-            self._ddp.reducer._push_all_rebuilt_params()
+            with communicating():
+                self._ddp._match_all_reduce_for_bwd_pass()
+                if self._ddp.find_unused_parameters:
+                    self._ddp._match_unused_params_allreduce()
+                self._ddp.reducer._push_all_rebuilt_params()
 
     def broadcast_buffers(self) -> None:
         """Everybody takes rank 0's buffers (running statistics of normalisation layers)."""
@@ -260,12 +273,19 @@ class AdaptiveDataParallel(torch.nn.Module):
         assert reducer is not None
         if session.is_matching:
             return reducer.zeros(bucket)
+        if session.is_broken:
+            return reducer.unsummed(bucket)
         if bucket.index() == 0:
             session.on_first_bucket(self)
             scale = self._mp_scaler.get_scale() if self._mp_scaler is not None else 1.0
             first, self._first_sqr = self._first_sqr, None
             reducer.begin(session.micro, session.init_batch_size or 1, scale, first)
         return reducer.reduce(bucket, session.micro)
+
+    @property
+    def waits_since(self) -> float | None:
+        """Monotonic time since which a sum over the replicas is awaited; None: none is."""
+        return None if self._reducer is None else self._reducer.waits_since
 
     @property
     def sync_time_s(self) -> float:
@@ -340,7 +360,7 @@ def _skip_while_accumulating(target: Any, methods: Sequence[str], session: Elast
     def guarded(method: Any) -> Any:
         @functools.wraps(method)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return None if session.is_accumulating else method(self, *args, **kwargs)
+            return None if session.holds_back else method(self, *args, **kwargs)
 
         return call
 

@@ -75,11 +75,12 @@ class StepExchange:
             self._work = self._group.all_reduce_async(self._vector)
 
     def peek(self) -> Exchanged:
-        """Waits for the exchange under way and reads it."""
+        """Waits for the exchange under way and reads it. Raises GroupBroken."""
         assert self._vector is not None
         if self._result is None:
             if self._work is not None:
-                self._work.wait()
+                with self._group.waiting():
+                    self._work.wait()
             values = self._vector.tolist() if isinstance(self._vector, torch.Tensor) else self._vector
             pairs = values[_NUM_FIXED:]
             self._result = Exchanged(

@@ -6,15 +6,35 @@ CPU travel by gloo and tensors on CUDA devices by NCCL.
 
 from __future__ import annotations
 
+import logging
 import pickle
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["Group"]
+from adaptdl.errors import AdaptDLError
+
+__all__ = ["Group", "GroupBroken", "communicating"]
+
+logger = logging.getLogger(__name__)
+
+
+class GroupBroken(AdaptDLError):
+    """A collective has failed: a replica of the group is gone, or has left it since it lost another one."""
+
+
+@contextmanager
+def communicating() -> Iterator[None]:
+    """Within it torch's errors (RuntimeError, of which its communication errors are subclasses) become GroupBroken."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise GroupBroken(str(error).strip() or type(error).__name__) from error
 
 
 class Group:
@@ -28,32 +48,45 @@ class Group:
     def __init__(self, rank: int, num_replicas: int, *, owned: bool = True) -> None:
         self.rank = rank
         self.num_replicas = num_replicas
+        self.waits_since: float | None = None
+        """Monotonic time since which the training thread waits in a collective; None: it does not."""
         self._owned = owned
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """As `communicating`, for what waits for the others."""
+        self.waits_since = time.monotonic()
+        try:
+            with communicating():
+                yield
+        finally:
+            self.waits_since = None
 
     @classmethod
     def form(cls, store: dist.Store | None, name: str, rank: int, num_replicas: int, *, timeout_s: float) -> Group:
         """Meets the other `num_replicas - 1` members under `name` in `store`.
 
         Raises:
-            RuntimeError: (torch's DistStoreError among them) somebody did not come within `timeout_s`.
+            GroupBroken: somebody did not come within `timeout_s`.
         """
         assert not dist.is_initialized(), "the group of the generation before must be closed first"
         if store is None:
             assert num_replicas == 1
             store = dist.HashStore()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(
-            backend,
-            store=dist.PrefixStore(name, store),
-            rank=rank,
-            world_size=num_replicas,
-            timeout=timedelta(seconds=timeout_s),
-        )
+        with communicating():
+            dist.init_process_group(
+                backend,
+                store=dist.PrefixStore(name, store),
+                rank=rank,
+                world_size=num_replicas,
+                timeout=timedelta(seconds=timeout_s),
+            )
         group = cls(rank, num_replicas)
         if num_replicas > 1:
             try:
                 group.all_reduce(torch.zeros(1))
-            except RuntimeError:
+            except GroupBroken:
                 group.close()
                 raise
         return group
@@ -72,21 +105,40 @@ class Group:
             dist.distributed_c10d._set_pg_timeout(dist.distributed_c10d.default_pg_timeout)
 
     def close(self) -> None:
+        """Ends the group; what waits in it, or is asked of it by others, fails."""
         if self._owned and dist.is_initialized():
-            dist.destroy_process_group()
+            try:
+                dist.destroy_process_group()
+            except RuntimeError as error:
+                logger.debug("a broken group did not close in order: %s", error)
+
+    def abort(self) -> None:
+        """Makes whatever waits in a collective of this group fail; from any thread."""
+        if self._owned and dist.is_initialized():
+            group: Any = dist.group.WORLD
+            try:
+                group.abort()
+            except RuntimeError as error:
+                logger.debug("a group could not be aborted: %s", error)
 
     def all_reduce(self, vector: torch.Tensor) -> None:
-        """Sums `vector` over the replicas in place, and waits."""
+        """Sums `vector` over the replicas in place, and waits. As all that follows, it raises GroupBroken."""
         if self.num_replicas > 1:
-            dist.all_reduce(vector)
+            with self.waiting():
+                dist.all_reduce(vector)
 
     def all_reduce_async(self, vector: torch.Tensor) -> dist.Work | None:
         """As `all_reduce`, without waiting. None: there is nobody to wait for."""
-        return dist.all_reduce(vector, async_op=True) if self.num_replicas > 1 else None
+        if self.num_replicas == 1:
+            return None
+        with communicating():
+            work: dist.Work | None = dist.all_reduce(vector, async_op=True)
+        return work
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         if self.num_replicas > 1:
-            dist.broadcast(tensor, src=0)
+            with self.waiting():
+                dist.broadcast(tensor, src=0)
 
     def broadcast_object(self, value: Any = None) -> Any:
         """Rank 0's `value`, on every replica."""
@@ -94,13 +146,13 @@ class Group:
             return value
         if self.rank == 0:
             payload = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
-            dist.broadcast(torch.tensor([payload.numel()]), src=0)
-            dist.broadcast(payload, src=0)
+            self.broadcast(torch.tensor([payload.numel()]))
+            self.broadcast(payload)
             return value
         size = torch.zeros(1, dtype=torch.int64)
-        dist.broadcast(size, src=0)
+        self.broadcast(size)
         payload = torch.empty(int(size), dtype=torch.uint8)
-        dist.broadcast(payload, src=0)
+        self.broadcast(payload)
         return pickle.loads(payload.numpy().tobytes())
 
     def all_gather_object(self, value: Any) -> Sequence[Any]:
@@ -108,5 +160,6 @@ class Group:
         if self.num_replicas == 1:
             return [value]
         values: list[Any] = [None] * self.num_replicas
-        dist.all_gather_object(values, value)
+        with self.waiting():
+            dist.all_gather_object(values, value)
         return values

@@ -176,10 +176,10 @@ class AdaptiveDataLoader(State):
             keep_company = False
             raise
         finally:
-            self._active = False
             if not self._persistent_workers:
                 self._loader._iterator = None  # its workers end
             session.leave_loop(loop, keep_company=keep_company)
+            self._active = False
 
     # -- a loop: passes, each of segments between which the group or the batch size have changed -----------------------
 
@@ -188,11 +188,15 @@ class AdaptiveDataLoader(State):
             self.sampler.begin_pass()
             self._loop_progress = self.session.progress
             self._active = True
+        loop.covers_from = self.sampler.position
         while True:
             action = yield from self._segment(loop)
             if action in (Action.STOP, Action.OVER):
                 return
             if action is Action.CONTINUE:
+                if not loop.training:
+                    yield from self._make_up(loop)
+                    return
                 if self._is_over(loop) or self.sampler.position == 0:  # at 0: drop_last leaves nothing of a pass
                     return
                 self.sampler.begin_pass()
@@ -203,9 +207,35 @@ class AdaptiveDataLoader(State):
             return done >= self.num_samples / self.init_batch_size - 1e-6
         return self.sampler.num_left(self.batch.batch_size) == 0
 
+    def _make_up(self, loop: Loop) -> Generator[Any, None, None]:
+        """Hands out, in a loop without steps, what was done by replicas that were lost before all had come to its end."""
+        batch_size, n = self.batch.batch_size, self.num_samples
+        num_covered = n - n % batch_size if self.sampler.drop_last else n
+        while positions := self.session.lost_positions(loop, num_covered):
+            order = self.sampler.permutation()
+            size = max(1, self.batch.atomic_batch_size)
+            chunks = [positions[i : i + size] for i in range(0, len(positions), size)]
+            self._upcoming = [[order[position] for position in chunk] for chunk in chunks]
+            for chunk, values in zip(chunks, self._loader, strict=True):
+                self.session.begin_micro(
+                    Micro(
+                        index=0,
+                        count=1,
+                        size=len(chunk),
+                        previous_size=0,
+                        share=len(chunk),
+                        batch_size=len(chunk),
+                        num_shares=1,
+                    )
+                )
+                yield values
+                loop.shares += [(position, 1) for position in chunk]
+
     def _segment(self, loop: Loop) -> Generator[Any, None, Action]:
         """Hands out the rest of the pass, up to a change. Returns the action that ended it (CONTINUE: the pass is over)."""
         session, sampler, batch = self.session, self.sampler, self.batch
+        if not loop.hands_out:
+            return Action.CONTINUE
         pads = loop.training
         # The torch loader runs ahead of the loop if it has workers.
         steps, ahead = itertools.tee(
@@ -242,7 +272,8 @@ class AdaptiveDataLoader(State):
                 )
                 yield values
                 previous_size = len(part)
-            sampler.position += step.batch_size
+            if not loop.training and session.num_replicas > 1:
+                loop.shares.append((step.begin, step.share))
             action = session.boundary(loop, batch_size=step.batch_size, is_over=lambda: self._is_over(loop))
             if action is not Action.CONTINUE:
                 return action

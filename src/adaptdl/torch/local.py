@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from adaptdl.errors import AdaptDLError
 from adaptdl.plan import Place, Position, Switched, Update
 from adaptdl.torch.mailbox import Mailbox
 
@@ -49,6 +50,11 @@ class LocalHost:
 
     def ready(self, position: Position) -> None: ...
 
+    def broken(self, generation: int, place: Place, reason: str) -> None:
+        raise AdaptDLError(
+            f"a replica was lost, and there is nobody to go on with the others: start the script again ({reason})"
+        )
+
     def missed(self, generation: int, place: Place) -> None: ...
 
     def switched(self, switched: Switched) -> None: ...
@@ -72,7 +78,9 @@ class LocalHost:
             os.unlink(name)
             raise
 
-    def report(self, metrics: dict[str, Any], files: dict[str, bytes] | None, snapshot: bytes | None) -> None:
+    def report(
+        self, metrics: dict[str, Any], files: dict[str, bytes] | None, snapshot: bytes | None, number: int
+    ) -> None:
         logger.info(
             "%s",
             " ".join(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from adaptdl.plan import Plan
@@ -40,6 +40,14 @@ class Loop:
     """What rank 0 wants to change to."""
     steady_since: float | None = None
     """Monotonic time of the last boundary; None if the step that runs is the first one after something."""
+    covers_from: int = 0
+    """Of a loop without steps on several replicas: position from which the shares below, of all replicas, cover the pass."""
+    shares: list[tuple[int, int]] = field(default_factory=list)
+    """Positions that this replica has done since: (first, number)."""
+    lost_replicas: bool = False
+    """Replicas were lost in this loop, and what they had done in it, if it has no steps."""
+    hands_out: bool = True
+    """False: the group was formed anew as the loop began; shares are settled at its end."""
 
 
 @dataclass(frozen=True, kw_only=True)

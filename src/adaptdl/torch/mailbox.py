@@ -30,6 +30,8 @@ class Mailbox:
         self.plan: Plan | None = None
         """For the source: the plan to carry out."""
         self.interrupted = False
+        self.lost: frozenset[str] = frozenset()
+        """`replica_id` of replicas that will not come any more, for a roll call."""
 
     def put(self, order: Plan | Advance | Order) -> None:
         with self._condition:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -11,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from adaptdl.errors import AdaptDLError
 from adaptdl.plan import Member, Plan, Switched
-from adaptdl.torch.group import Group
+from adaptdl.torch.group import Group, GroupBroken, communicating
 from adaptdl.torch.mailbox import Leave
 from adaptdl.torch.transfer import broadcast_states, write_snapshot
 
@@ -25,7 +25,10 @@ __all__ = ["Pause", "join", "switch"]
 logger = logging.getLogger(__name__)
 
 _SHORTEST_POLL_S, _LONGEST_POLL_S = 0.002, 0.02
-"""A newcomer looks this often whether the source has come, or a newer order. (A wait in the store cannot be interrupted.)"""
+"""This often is looked whether the others have come, or a newer order. (A wait in the store cannot be interrupted.)"""
+
+_CONNECT_TIMEOUT_S = 10.0
+"""All that form a group were there a moment ago: it takes milliseconds, unless one was lost since."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +47,10 @@ def switch(session: ElasticSession, plan: Plan) -> None:
 
     Raises:
         Leave: this replica is not a member any more.
+        GroupBroken: the others were lost; the replica holds the state of the step before.
     """
     me, is_source, stays = _role(session, plan)
     session.drop_group()
-    if is_source and plan.members and plan.store is not None:
-        session.store.connect(plan.store).set(_key(plan, "go"), "")
     if is_source and not plan.members:
         session.host.snapshot(write_snapshot(session.capture()), session.num_steps)
         pause_s = time.monotonic() - session.last_step_at
@@ -62,8 +64,8 @@ def switch(session: ElasticSession, plan: Plan) -> None:
                 pause_s=pause_s,
             )
         )
-    elif stays or is_source:
-        _enter(session, plan, me)
+    elif (stays or is_source) and not _enter(session, plan, me):
+        raise GroupBroken("the others have gone on without this replica")
     if not stays:
         _say_left(session, plan)
         if me not in plan.park:
@@ -76,16 +78,11 @@ def join(session: ElasticSession, plan: Plan) -> None:
 
     Raises:
         Leave: the replica was only to hand over its state.
-        RuntimeError: the others did not come.
+        GroupBroken: the others were lost on the way.
     """
-    me, is_source, stays = _role(session, plan)
-    if plan.source is not None and plan.store is not None:
-        store = session.store.connect(plan.store)
-        if is_source:
-            store.set(_key(plan, "go"), "")
-        elif not _wait(session, store, _key(plan, "go")):
-            return
-    _enter(session, plan, me)
+    me, _, stays = _role(session, plan)
+    if not _enter(session, plan, me):
+        return
     if not stays:
         _say_left(session, plan)
         raise Leave
@@ -106,45 +103,81 @@ def _key(plan: Plan, name: str) -> str:
     return f"{plan.generation}/{name}"
 
 
-def _wait(session: ElasticSession, store: dist.Store, key: str) -> bool:
-    """Waits for `key`, or for a newer order. The source comes when it comes; whoever gave the plan can take it back. If the
-    source is gone, nobody comes, and there will be a newer order."""
+def _roll_call(session: ElasticSession, plan: Plan, me: str) -> frozenset[str] | None:
+    """Who is here, the source included; None if this replica is not among them, or has a newer order."""
+    keeper = plan.source or plan.members[0].replica_id
+    expected = {keeper, *(member.replica_id for member in plan.members)}
+    if len(expected) == 1:
+        return frozenset(expected)
+    assert plan.store is not None
+    with communicating():
+        store = session.store.connect(plan.store)
+        if me == keeper:
+            return _call_roll(session, plan, store, expected - {me}) | {me}
+        store.set(_key(plan, f"here/{me}"), "")
+        roll = _wait_for_roll(session, plan, store)
+    return roll if roll is not None and me in roll else None
+
+
+def _call_roll(session: ElasticSession, plan: Plan, store: dist.Store, others: set[str]) -> frozenset[str]:
+    """Waits until all `others` are here that are not known to be lost, and writes down who is."""
+    deadline = time.monotonic() + session.join_timeout_s
+    here: set[str] = set()
+    while True:
+        here |= {replica_id for replica_id in others - here if store.check([_key(plan, f"here/{replica_id}")])}
+        missing = others - here - session.mailbox.lost
+        if not missing or time.monotonic() > deadline:
+            break
+        time.sleep(_SHORTEST_POLL_S)
+    if here != others:
+        logger.warning("generation %d begins without %s", plan.generation, sorted(others - here))
+    store.set(_key(plan, "roll"), json.dumps(sorted({session.replica.replica_id, *here})))
+    return frozenset(here)
+
+
+def _wait_for_roll(session: ElasticSession, plan: Plan, store: dist.Store) -> frozenset[str] | None:
+    """Waits for the roll, or a newer order: the source comes when it comes, and whoever gave the plan can take it back.
+
+    Raises:
+        RuntimeError: the source is gone; this replica holds a state, too.
+    """
     interval_s = _SHORTEST_POLL_S
     while not session.mailbox.any():
         try:
-            if store.check([key]):
-                return True
+            if store.check([_key(plan, "roll")]):
+                return frozenset(json.loads(store.get(_key(plan, "roll"))))
         except RuntimeError as error:
+            if session.replica.replica_id not in plan.newcomers:
+                raise
             logger.info("replica %s has lost the store of its plan: %s", session.replica.replica_id, error)
-            return False
+            return None
         time.sleep(interval_s)
         interval_s = min(interval_s * 1.01, _LONGEST_POLL_S)
-    return False
+    return None
 
 
-def _enter(session: ElasticSession, plan: Plan, me: str) -> None:
-    """Forms the generation and brings its members to the source's state; the source need not be a member."""
-    members = plan.members
+def _enter(session: ElasticSession, plan: Plan, me: str) -> bool:
+    """Forms the generation and brings its members to the source's state; the source need not be a member. False if this
+    replica does not become a part of it."""
+    roll = _roll_call(session, plan, me)
+    if roll is None:
+        return False
+    members = tuple(member for member in plan.members if member.replica_id in roll)
+    newcomers = plan.newcomers & roll
+    dropped = frozenset(member.replica_id for member in plan.members) - roll
+    if not members:
+        raise GroupBroken("nobody came to take over the state")
     store = None if plan.store is None else session.store.connect(plan.store)
     hands_over = plan.source is not None and all(member.replica_id != plan.source for member in members)
     handed_over: Mapping[str, Any] | None = None
     handed_over_at = 0.0
     if hands_over:
         assert store is not None
-        handed_over, handed_over_at = _hand_over(session, plan, store, me)
+        handed_over, handed_over_at = _hand_over(session, plan, store, members, me)
         if plan.source == me:
             _await_formed(session, plan, store)
-            return
-    dropped: frozenset[str] = frozenset()
-    try:
-        group, states = _form(session, plan, store, "group", members, me, share=not hands_over)
-    except RuntimeError as error:
-        survivors = tuple(member for member in members if member.replica_id not in plan.newcomers)
-        if hands_over or not survivors or len(survivors) == len(members) or me in plan.newcomers:
-            raise
-        logger.warning("newcomers %s did not join (%s); going on without them", sorted(plan.newcomers), error)
-        dropped, members = plan.newcomers, survivors
-        group, states = _form(session, plan, store, "fallback", members, me, share=False)
+            return True
+    group, states = _form(session, plan, store, members, me, share=bool(newcomers) and not hands_over)
     session.group = group
     if handed_over is not None:
         waited_s = time.monotonic() - handed_over_at
@@ -152,45 +185,58 @@ def _enter(session: ElasticSession, plan: Plan, me: str) -> None:
         session.last_step_at -= waited_s
     elif states is not None and group.rank != 0:
         session.load(states, resume=False)
+    else:
+        session.undo_void_step()
     if hands_over and group.rank == 0:
         assert store is not None
-        store.set(_key(plan, "formed"), "")
+        with communicating():
+            store.set(_key(plan, "formed"), "")
     session.enter_group(group, plan, len({member.node_id for member in members}))
     session.pause = Pause(since=session.last_step_at, counts=session.num_steps > 0, dropped=dropped)
     session.agree_on_batch()
+    return True
 
 
 def _form(
     session: ElasticSession,
     plan: Plan,
     store: dist.Store | None,
-    name: str,
     members: tuple[Member, ...],
     me: str,
     *,
     share: bool,
 ) -> tuple[Group, Mapping[str, Any] | None]:
-    """The group of `members`; if `share` and there are newcomers, with the states of its rank 0."""
+    """The group of `members`; if `share`, with the states of its rank 0."""
     rank = [member.replica_id for member in members].index(me)
-    group = Group.form(store, _key(plan, name), rank, len(members), timeout_s=session.join_timeout_s)
+    group = _group(session, plan, store, "group", rank, len(members))
     try:
         states = None
-        if share and plan.newcomers and len(members) > 1:
+        if share and len(members) > 1:
             states = broadcast_states(group, session.shared_states() if rank == 0 else None)
             group.all_gather_object(None)
-        group.relax()
     except BaseException:
         group.close()
         raise
     return group, states
 
 
-def _hand_over(session: ElasticSession, plan: Plan, store: dist.Store, me: str) -> tuple[Mapping[str, Any], float]:
+def _group(
+    session: ElasticSession, plan: Plan, store: dist.Store | None, name: str, rank: int, num_replicas: int
+) -> Group:
+    timeout_s = min(session.join_timeout_s, _CONNECT_TIMEOUT_S)
+    group = Group.form(store, _key(plan, name), rank, num_replicas, timeout_s=timeout_s)
+    group.relax()
+    return group
+
+
+def _hand_over(
+    session: ElasticSession, plan: Plan, store: dist.Store, members: tuple[Member, ...], me: str
+) -> tuple[Mapping[str, Any], float]:
     """The source, which is going, gives its state to all members: what it gave, and when it began (monotonic)."""
     assert plan.source is not None
-    order = [plan.source, *(member.replica_id for member in plan.members)]
+    order = [plan.source, *(member.replica_id for member in members)]
     rank = order.index(me)
-    group = Group.form(store, _key(plan, "handover"), rank, len(order), timeout_s=session.join_timeout_s)
+    group = _group(session, plan, store, "handover", rank, len(order))
     try:
         began_at = time.monotonic()
         states = broadcast_states(group, session.shared_states() if rank == 0 else None)
@@ -204,8 +250,8 @@ def _await_formed(session: ElasticSession, plan: Plan, store: dist.Store) -> Non
     """The source keeps the store until the members have met."""
     try:
         store.wait([_key(plan, "formed")], timedelta(seconds=session.join_timeout_s))
-    except dist.DistStoreError as error:
-        raise AdaptDLError(
+    except RuntimeError as error:
+        raise GroupBroken(
             f"the members of generation {plan.generation} must have met within {session.join_timeout_s} s of taking "
             f"over the state of {plan.source}, but have not"
         ) from error

@@ -45,6 +45,8 @@ class GradientReducer:
         group: of the generation.
         noise: where the samples go.
         second_moments: v̂ of each parameter (in the bucket's order, flat) for optimizers that divide by √v̂, or None.
+        on_failure: told, in any thread, that a sum has failed. The gradients that come out are then of no use; no error is
+            raised in the user's backward pass.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class GradientReducer:
         group: Group,
         noise: GradientNoise,
         second_moments: Callable[[Sequence[torch.Tensor]], torch.Tensor | None] | None,
+        on_failure: Callable[[Exception], None],
     ) -> None:
         self._group = group
         self._noise = noise
@@ -59,6 +62,9 @@ class GradientReducer:
         self._preconditioners: dict[int, torch.Tensor | None] = {}
         self._sample: _Sample | None = None
         self._taken: _Sample | None = None
+        self._on_failure = on_failure
+        self._under_way: dict[int, float] = {}
+        """Buckets whose sum is awaited: index → monotonic time of the launch."""
         self._num_steps = 0
         self._num_unseen = 0
         """Steps since the last one that gave a sample, that one included."""
@@ -84,17 +90,10 @@ class GradientReducer:
         if weight != 1.0:
             buffer.mul_(weight)
         if self._group.num_replicas == 1:
-            done: torch.futures.Future[torch.Tensor] = torch.futures.Future(
-                devices=[buffer.device] if buffer.is_cuda else None
-            )
-            done.set_result(buffer)
-            return done
-        launched, index, is_last = time.monotonic(), bucket.index(), bucket.is_last()
-        work = dist.all_reduce(buffer, async_op=True)
-        assert work is not None
+            return _done(buffer)
+        index, is_last = bucket.index(), bucket.is_last()
 
-        def reduced(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
-            result = future.value()[0]
+        def reduced(result: torch.Tensor, launched: float) -> torch.Tensor:
             if is_last:
                 self.sync_time_s = time.monotonic() - launched
             if sample is not None:
@@ -102,15 +101,45 @@ class GradientReducer:
                 sample.is_complete = is_last
             return result
 
-        future: torch.futures.Future[torch.Tensor] = work.get_future().then(reduced)
-        return future
+        return self._sum(buffer, index, reduced)
 
     def zeros(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         """The communication hook of a replica that keeps the others company."""
-        work = dist.all_reduce(bucket.buffer(), async_op=True)
+        return self._sum(bucket.buffer(), bucket.index(), lambda result, _: result)
+
+    def unsummed(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        """The communication hook of a replica that has lost its group: the step is void."""
+        return _done(bucket.buffer())
+
+    def _sum(
+        self, buffer: torch.Tensor, index: int, then: Callable[[torch.Tensor, float], torch.Tensor]
+    ) -> torch.futures.Future[torch.Tensor]:
+        """Sums `buffer` over the replicas in place; `then` gets it, with the time of the launch. Its failure is told."""
+        launched = self._under_way[index] = time.monotonic()
+
+        def take(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+            self._under_way.pop(index, None)
+            try:
+                result = future.value()[0]
+            except RuntimeError as error:
+                self._on_failure(error)
+                return buffer
+            return then(result, launched)
+
+        try:
+            work = dist.all_reduce(buffer, async_op=True)
+        except RuntimeError as error:
+            self._under_way.pop(index, None)
+            self._on_failure(error)
+            return _done(buffer)
         assert work is not None
-        future: torch.futures.Future[torch.Tensor] = work.get_future().then(lambda done: done.value()[0])
+        future: torch.futures.Future[torch.Tensor] = work.get_future().then(take)
         return future
+
+    @property
+    def waits_since(self) -> float | None:
+        """Monotonic time since which a sum is awaited; None: none is."""
+        return min(tuple(self._under_way.values()), default=None)
 
     def _measure(self, bucket: dist.GradBucket, buffer: torch.Tensor, sample: _Sample) -> None:
         index = bucket.index()
@@ -177,6 +206,12 @@ class GradientReducer:
                 inverse_small=1 / first_size,
                 inverse_large=1 / micro.batch_size,
             )
+
+
+def _done(buffer: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+    done: torch.futures.Future[torch.Tensor] = torch.futures.Future(devices=[buffer.device] if buffer.is_cuda else None)
+    done.set_result(buffer)
+    return done
 
 
 def _sqr(values: torch.Tensor) -> torch.Tensor:

@@ -25,12 +25,14 @@ class Step:
     """This replica's part of one optimizer step.
 
     Attributes:
+        begin: position in the pass of this replica's first sample.
         batch_size: samples of the step over all replicas; less than M only in the last step of a pass.
         share: how many of them are this replica's, m_r.
         num_shares: replicas that have any.
         parts: indices per part, s + 1 lists at most; a list is empty if there is nothing for this replica.
     """
 
+    begin: int
     batch_size: int
     share: int
     num_shares: int
@@ -98,6 +100,7 @@ class ElasticSampler(Sampler[int]):
             wanted = 2 if split_every is not None and number % split_every == 0 and not accum_steps else accum_steps + 1
             num_parts = max(1, min(wanted, base))
             yield Step(
+                begin=begin,
                 batch_size=size,
                 share=share,
                 num_shares=min(size, num_replicas),

@@ -5,6 +5,7 @@
     UNJOINED --at a data loop: Host.ready, wait--> (Advance: skip loops) --> UNJOINED
     UNJOINED --Plan: form group, take state--> JOINED
     JOINED --boundary: notice with a plan--> JOINED (other group) | parked: UNJOINED | Leave
+    JOINED --a collective failed: Host.broken, wait (`recovery`)--> JOINED (other group) | run on UNJOINED | Leave
 
 A session that nobody launched is joined from the start: alone, or in torchrun's group.
 """
@@ -23,13 +24,14 @@ import torch
 
 from adaptdl.errors import UsageError
 from adaptdl.goodput import GradParams, JobReport, ProfileKey, efficiency, gain
-from adaptdl.plan import Advance, Host, LoopKind, Member, Place, Plan, Position, Switched, Update
+from adaptdl.plan import Advance, Host, LoopKind, Member, Place, Plan, Position, Pulse, Switched, Update
 from adaptdl.torch import reallocation
 from adaptdl.torch.accumulator import Accumulator, add_changes
 from adaptdl.torch.exchange import Exchanged, StepExchange
-from adaptdl.torch.group import Group
+from adaptdl.torch.group import Group, GroupBroken
 from adaptdl.torch.loop import Action, Loop, Micro, Notice
 from adaptdl.torch.mailbox import Leave, Mailbox, Order
+from adaptdl.torch.recovery import recover
 from adaptdl.torch.registry import Registry
 from adaptdl.torch.rng import rng_state, set_rng_state
 from adaptdl.torch.store import Store
@@ -95,6 +97,8 @@ class ElasticSession:
         self.num_nodes = num_nodes
         self.generation = 0
         self.pause: reallocation.Pause | None = None
+        self.rank_before = 0
+        """Rank in the group that was lost last."""
         self._snapshot = snapshot
         self._start = start
         self._background: ThreadPoolExecutor | None = None
@@ -110,6 +114,7 @@ class ElasticSession:
         self.epoch: int | None = None
         self.finished_epochs = 0
         self.num_steps = 0
+        self.num_batches = 0
         self.progress = 0.0
         self.pause_total_s = 0.0
         self.last_step_at = now
@@ -119,13 +124,18 @@ class ElasticSession:
         self._record: list[dict[str, Any]] = []
         self._replay: tuple[int, list[dict[str, Any]]] = (-1, [])
         self._reports_seen = self._reports_done = 0
+        self.num_results = 0
         self._pending_report: tuple[dict[str, Any], dict[str, bytes] | None] | None = None
+        self._last_report: tuple[dict[str, Any], dict[str, bytes] | None] | None = None
+        """The last one that was sent, if this replica is rank 0, or by rank 0; with the number `num_results`."""
+        self.num_folds = 0
         self._skip_to: Position | None = None
         self._rng: dict[str, Any] | None = None
         self._models: list[weakref.ref[AdaptiveDataParallel]] = []
         self._stepped: list[AdaptiveDataParallel] = []
         self._stepped_before: list[AdaptiveDataParallel] = []
         self.is_matching = False
+        self._broken: GroupBroken | None = None
         self._main_loader: weakref.ref[AdaptiveDataLoader] | None = None
         self._updated_at = self._snapshot_at = now
         self._snapshot_write: Future[None] | None = None
@@ -146,7 +156,24 @@ class ElasticSession:
         """Where the training thread is."""
         loop = self.loop
         kind = LoopKind.BETWEEN if loop is None else LoopKind.TRAINING if loop.training else LoopKind.OTHER
-        return Place(position=self.position, kind=kind, steps=self.num_steps, record=pickle.dumps(self._record))
+        return Place(
+            position=self.position,
+            kind=kind,
+            steps=self.num_steps,
+            record=pickle.dumps(self._record),
+            num_sums=len(self._record),
+            num_folds=self.num_folds,
+        )
+
+    def pulse(self) -> Pulse:
+        """Where the training thread is, and how long it has waited for other replicas."""
+        group = self.group
+        since = [model.waits_since for model in self.models()]
+        if group is not None:
+            since.append(group.waits_since)
+        waits = [at for at in since if at is not None]
+        waited_s = time.monotonic() - min(waits) if waits else None
+        return Pulse(place=self.place(), generation=self.generation, waited_s=waited_s, num_batches=self.num_batches)
 
     def reallocate(self, plan: Plan) -> None:
         """To the source: carry out `plan` at the next boundary at its target."""
@@ -159,6 +186,16 @@ class ElasticSession:
     def advance(self, advance: Advance) -> None:
         """To a newcomer that stands at a loop: go on, skipping loops, to a later one."""
         self.mailbox.put(advance)
+
+    def lost(self, replica_ids: frozenset[str]) -> None:
+        """To whoever calls a roll: these will not come any more."""
+        self.mailbox.lost |= replica_ids
+
+    def abandon(self, generation: int) -> None:
+        """To a member: the group of this generation does not work; whatever waits in it fails."""
+        group = self.group
+        if group is not None and self.generation == generation:
+            group.abort()
 
     def leave(self) -> None:
         """To a newcomer or a parked replica: you are no longer wanted."""
@@ -272,6 +309,47 @@ class ElasticSession:
         if self._background is not None:
             self._background.shutdown(wait=True)
 
+    # -- losing the group: see `recovery` -------------------------------------------------------------------------------
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the group was lost: the step that runs is void."""
+        return self._broken is not None
+
+    def note_broken(self, error: Exception) -> None:
+        """A collective has failed, in whatever thread; the training thread sees to it at the next boundary."""
+        if self._broken is None:
+            self._broken = error if isinstance(error, GroupBroken) else GroupBroken(str(error))
+
+    def lose_group(self, error: GroupBroken) -> None:
+        """Leaves the broken group, so that its other members, whoever they wait for, learn of it, too."""
+        if self.group is not None:
+            self.rank_before = self.group.rank
+            self.group.abort()
+        stepped = self._stepped or self._stepped_before
+        self.mailbox.clear()
+        self.mailbox.plan = None
+        self.drop_group()
+        self._stepped_before = stepped
+        self.note_broken(error)
+        if self.loop is not None:
+            self.loop.lost_replicas, self.loop.steady_since = True, None
+
+    def runs_on_to(self, place: Place) -> bool:
+        """Takes `place`, where the others stand, as the one to go to; False if this replica is there."""
+        if place.meets(self.place()):
+            return False
+        self._go_to(place)
+        return True
+
+    def regained_group(self, *, reports_again: bool) -> None:
+        """A member again. `reports_again`: this replica has not led the group that was lost."""
+        self._broken = None
+        self._tell_switched()
+        if self.rank == 0 and reports_again and self._last_report is not None:
+            metrics, files = self._last_report
+            self.host.report(metrics, files, write_snapshot(self.capture()), self.num_results)
+
     def drop_group(self) -> None:
         """Takes this replica out of its group.
 
@@ -288,6 +366,9 @@ class ElasticSession:
     def enter_group(self, group: Group, plan: Plan, num_nodes: int) -> None:
         """Makes this replica a member of `plan`'s generation, whose states it has already."""
         self.group, self.exchange = group, StepExchange(group)
+        self._broken = None
+        if self.loop is not None and not self.loop.lost_replicas:  # what was done before is known, whoever has done it
+            self.loop.covers_from, self.loop.shares = self.loop.loader.sampler.position, []
         self.generation, self.num_nodes = plan.generation, num_nodes
         for model in self.models():
             model.rebuild(group)
@@ -336,28 +417,38 @@ class ElasticSession:
             )
         self.registry.settle()
         self.flush_report()
-        was_joined = self.joined
-        while not self.is_skipping and not self.joined:
-            self.loop = self._new_loop(loader)
-            try:
-                self._stand_until_joined()
-            finally:
-                self.loop = None
-        if self.is_skipping:
-            self._loop_index += 1
-            return None
-        if self._rng is not None:
-            set_rng_state(self._rng)
-            self._rng = None
-        loop = self.loop = self._new_loop(loader)
-        if was_joined:
-            self.last_step_at = time.monotonic()  # what came before the loop is not a pause of the training
-            self._drop_passed_plan()
+        while True:
+            was_joined = self.joined
+            while not self.is_skipping and not self.joined:
+                self.loop = self._new_loop(loader)
+                try:
+                    self._stand_until_joined()
+                finally:
+                    self.loop = None
+            if self.is_skipping:
+                self._loop_index += 1
+                return None
+            if self._rng is not None:
+                set_rng_state(self._rng)
+                self._rng = None
+            loop = self.loop = self._new_loop(loader)
+            if not was_joined or self._begin_together(loop):
+                return loop
+            self.loop = None  # the others are further
+
+    def _begin_together(self, loop: Loop) -> bool:
+        """All members begin a loop; False if this one was lost by the others, which stand further on."""
+        self.last_step_at = time.monotonic()  # what came before the loop is not a pause of the training
+        self._drop_passed_plan()
+        try:
             self._launch_exchange()
             seen = self._take_exchange()
             if seen.attention or seen.interrupted:
                 self._attend(loop, seen)
-        return loop
+        except GroupBroken as error:
+            recover(self, error)
+            loop.hands_out = loop.training
+        return self.joined
 
     def _new_loop(self, loader: AdaptiveDataLoader) -> Loop:
         training = torch.is_grad_enabled() and any(model.training for model in self.models())
@@ -378,7 +469,11 @@ class ElasticSession:
             if isinstance(order, Advance):
                 self._go_to(order.place)
             elif isinstance(order, Plan):
-                reallocation.join(self, order)
+                try:
+                    reallocation.join(self, order)
+                except GroupBroken as error:
+                    logger.info("replica %s could not join: %s", self.replica.replica_id, error)
+                    self.drop_group()
 
     def park(self) -> None:
         """Keeps process and state for a later plan; returns when this replica is a member again."""
@@ -395,17 +490,36 @@ class ElasticSession:
         """Ends a loop. `keep_company`: others may still be in it."""
         if self.loop is not loop:
             return
-        micro, self.loop, self.micro = self.micro, None, None
+        micro, self.micro = self.micro, None
         for model in self.models():
             model.end_loop()
-        if keep_company and self.exchange is not None:
-            if self.exchange.launched and micro is not None:
-                loop.training, loop.steady_since = True, None
-                if not self._take_exchange().num_left:
-                    self._count(loop, micro.batch_size, time.monotonic())
-            if self.num_replicas > 1 and loop.training:
-                self._keep_company()
+        while keep_company and self.joined:
+            try:
+                self._part(loop, micro)
+                break
+            except GroupBroken as error:
+                micro = None
+                recover(self, error)
+        self.loop = None
         self._loop_index += 1
+
+    def _part(self, loop: Loop, micro: Micro | None) -> None:
+        """The members part at the end of a loop, when all have left it; sums and buffers are those of all of them."""
+        assert self.exchange is not None
+        if self._broken is not None:
+            raise self._broken
+        if self.exchange.launched and micro is not None:
+            loop.training, loop.steady_since = True, None
+            if not self._take_exchange().num_left:
+                self._count(loop, micro.batch_size, time.monotonic())
+        if self.num_replicas == 1:
+            return
+        if loop.training:
+            self._keep_company()
+        self._fold()
+        if loop.training:
+            for model in self.models():
+                model.broadcast_buffers()
 
     def _keep_company(self) -> None:
         """Takes part in exchanges, and with zeros in steps, until all replicas have left the loop."""
@@ -414,45 +528,90 @@ class ElasticSession:
                 model.rebuild_buckets()
             self._launch_exchange(left=True)
             if self._take_exchange().num_left == self.num_replicas:
-                break
+                return
             self.is_matching = True
             try:
                 for model in self._stepped or self._stepped_before:
                     model.match_step()
             finally:
                 self.is_matching = False
-        for model in self.models():
-            model.broadcast_buffers()
+            if self._broken is not None:
+                raise self._broken
+
+    def lost_positions(self, loop: Loop, num_covered: int) -> list[int]:
+        """At the end of a loop without steps: positions of the pass which no replica that is left has done, since others were
+        lost, and which this one should do now. Empty once there are none, or this replica is to run on.
+
+        Args:
+            num_covered: the loop covers positions from `loop.covers_from` to this one.
+        """
+        while self.num_replicas > 1 or self.is_broken or loop.lost_replicas:
+            try:
+                if self._broken is not None:
+                    raise self._broken
+                group = self.group
+                if group is None:
+                    return []
+                gathered = group.all_gather_object((loop.lost_replicas, loop.shares))
+            except GroupBroken as error:
+                recover(self, error)
+                if not self.joined:
+                    return []
+                continue
+            if not any(lost for lost, _ in gathered):
+                return []
+            done: set[int] = set()
+            for _, shares in gathered:
+                for begin, number in shares:
+                    done.update(range(begin, begin + number))
+            left = [position for position in range(loop.covers_from, num_covered) if position not in done]
+            loop.lost_replicas = bool(left)
+            return left[group.rank :: group.num_replicas] if left else []
+        return []
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def begin_micro(self, micro: Micro) -> None:
         """The loader is about to hand out a batch."""
         self.micro = micro
+        self.num_batches += 1
         if micro.index == 0 and self._stepped:
             self._stepped_before, self._stepped = self._stepped, []
-        if self.pause is not None:
-            pause, self.pause = self.pause, None
-            pause_s = time.monotonic() - pause.since if pause.counts else 0.0
-            self.pause_total_s += pause_s
-            if self.rank == 0:
-                self.host.switched(
-                    Switched(
-                        generation=self.generation,
-                        num_replicas=self.num_replicas,
-                        num_nodes=self.num_nodes,
-                        position=self.position,
-                        steps=self.num_steps,
-                        pause_s=pause_s,
-                        dropped=pause.dropped,
-                    )
+        if micro.index == 0 and self.num_replicas > 1:
+            for accumulator in self._accumulators():
+                accumulator.mark()
+        self._tell_switched()
+
+    def _tell_switched(self) -> None:
+        """A generation goes on with its first batch."""
+        if self.pause is None:
+            return
+        pause, self.pause = self.pause, None
+        pause_s = time.monotonic() - pause.since if pause.counts else 0.0
+        self.pause_total_s += pause_s
+        if self.rank == 0:
+            self.host.switched(
+                Switched(
+                    generation=self.generation,
+                    num_replicas=self.num_replicas,
+                    num_nodes=self.num_nodes,
+                    position=self.position,
+                    steps=self.num_steps,
+                    pause_s=pause_s,
+                    dropped=pause.dropped,
                 )
-                self._send_update()
+            )
+            self._send_update()
 
     @property
     def is_accumulating(self) -> bool:
         """Whether the batch in hand is not the last one of its step."""
         return self.micro is not None and not self.micro.is_last
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether nothing must be updated after the batch in hand: its step is not complete, or void."""
+        return self.is_accumulating or (self.micro is not None and self.is_broken)
 
     @property
     def lr_scale(self) -> float:
@@ -468,12 +627,23 @@ class ElasticSession:
         self._stepped.append(model)
         assert self.exchange is not None
         if not self.exchange.launched:
-            self._launch_exchange()
+            try:
+                self._launch_exchange()
+            except GroupBroken as error:
+                self.note_broken(error)
 
     @property
     def step_is_void(self) -> bool:
-        """Whether a replica has left the loop before this step: then nobody makes it."""
-        return self.exchange is not None and self.exchange.launched and self.exchange.peek().num_left > 0
+        """Whether a replica has left the loop before this step, or was lost in it: then nobody makes it."""
+        if self.is_broken:
+            return True
+        if self.exchange is None or not self.exchange.launched:
+            return False
+        try:
+            return self.exchange.peek().num_left > 0
+        except GroupBroken as error:
+            self.note_broken(error)
+            return True
 
     def boundary(self, loop: Loop, *, batch_size: int, is_over: Callable[[], bool]) -> Action:
         """After a step, or a batch of a loop without steps.
@@ -482,6 +652,15 @@ class ElasticSession:
             batch_size: samples of the step.
             is_over: whether the loop ends here anyway, given the progress made.
         """
+        try:
+            if self._broken is not None:
+                raise self._broken
+            return self._end_of_step(loop, batch_size, is_over)
+        except GroupBroken as error:
+            recover(self, error)
+            return Action.REPARTITION if self.joined else Action.STOP
+
+    def _end_of_step(self, loop: Loop, batch_size: int, is_over: Callable[[], bool]) -> Action:
         now = time.monotonic()
         assert self.exchange is not None
         attention = False
@@ -494,7 +673,8 @@ class ElasticSession:
                 return Action.STOP
             self._count(loop, batch_size, now)
             attention = seen.attention or seen.interrupted
-        elif self.num_replicas > 1:
+        loop.loader.sampler.position += batch_size
+        if seen is None and self.num_replicas > 1:
             return Action.CONTINUE
         self.last_step_at = now
         self.micro = None
@@ -545,7 +725,7 @@ class ElasticSession:
     def _launch_exchange(self, *, left: bool = False) -> None:
         assert self.exchange is not None
         self.exchange.launch(
-            attention=self._wants_attention(),
+            attention=not left and self._wants_attention(),
             left=left,
             interrupted=self.mailbox.interrupted,
             samples=[model.take_sample() for model in self.models()],
@@ -638,33 +818,50 @@ class ElasticSession:
         loader.batch = self.group.broadcast_object(self._choose_batch(loader) if self.rank == 0 else None)
         self.loop.retuned_at, self.loop.better_batch, self.loop.steady_since = time.monotonic(), None, None
 
+    def _accumulators(self) -> list[Accumulator]:
+        return [state for state in self.registry.living().values() if isinstance(state, Accumulator)]
+
     def _fold(self) -> None:
-        """Moves what accumulators have not yet summed to rank 0."""
+        """What accumulators have not yet summed becomes part of the sums, which every replica has."""
         assert self.group is not None
         if self.num_replicas == 1:
             return
-        accumulators = [state for state in self.registry.living().values() if isinstance(state, Accumulator)]
-        gathered = self.group.all_gather_object({state.name: state.take_changes() for state in accumulators})
-        if self.rank == 0:
-            for changes in gathered:
-                for state in accumulators:
-                    state.give_changes(changes.get(state.name, {}))
+        accumulators = self._accumulators()
+        gathered = self.group.all_gather_object({state.name: state.changes for state in accumulators})
+        for state in accumulators:
+            state.sum_up(changes.get(state.name, {}) for changes in gathered)
+        self.num_folds += 1
 
     def agree_on_sums(self, sums: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
         """The totals of an accumulator: `sums` so far, and what every replica has added since."""
         self.registry.settle()
-        index = len(self._record)
-        epoch, replay = self._replay
-        total = dict(sums)
-        if index < len(replay) and epoch == self.position.epoch:
-            total = dict(replay[index])
-        elif self.group is None or self.is_skipping:
-            add_changes(total, changes)
-        else:
-            for part in self.group.all_gather_object(dict(changes)):
-                add_changes(total, part)
+        total = self._replayed_sums()
+        while total is None:
+            total = dict(sums)
+            if self.is_skipping or (self.group is None and (not self.is_broken or self.loop is not None)):
+                add_changes(total, changes)
+                break
+            try:
+                if self.group is None:
+                    assert self._broken is not None
+                    raise self._broken
+                for part in self.group.all_gather_object(dict(changes)):
+                    add_changes(total, part)
+            except GroupBroken as error:
+                if self.loop is not None:  # the boundary sees to it
+                    self.note_broken(error)
+                    add_changes(total, changes)
+                    break
+                recover(self, error)
+                total = self._replayed_sums()
         self._record.append(total)
         return total
+
+    def _replayed_sums(self) -> dict[str, Any] | None:
+        """The totals from the record of a job that was here before."""
+        epoch, replay = self._replay
+        index = len(self._record)
+        return dict(replay[index]) if index < len(replay) and epoch == self.position.epoch else None
 
     # -- states -------------------------------------------------------------------------------------------------------
 
@@ -688,12 +885,18 @@ class ElasticSession:
             "since_last_step_s": time.monotonic() - self.last_step_at,
             "record": list(self._record),
             "num_reports": self._reports_done,
+            "num_results": self.num_results,
+            "num_folds": self.num_folds,
             "tuner": self.tuner.state_dict(),
         }
 
     def load(self, states: Mapping[str, Any], *, resume: bool) -> None:
         """Takes over the state of a snapshot (`resume`), or of another replica at the same position."""
         session = states["session"]
+        own: dict[str, Mapping[str, Any]] = {}
+        if not resume:
+            own = self._own_changes(num_steps=session["num_steps"], num_folds=session["num_folds"])
+        self.num_results, self.num_folds = session["num_results"], session["num_folds"]
         self.num_steps, self.progress = session["num_steps"], session["progress"]
         self.pause_total_s = session["pause_total_s"]
         self.last_step_at = time.monotonic() - session["since_last_step_s"]
@@ -709,6 +912,23 @@ class ElasticSession:
             assert (self.position.epoch, self.position.loop) == tuple(session["position"]), (self.position, session)
             self._record, self._reports_seen = list(session["record"]), session["num_reports"]
         self.registry.load_state_dict(states["states"])
+        for accumulator in self._accumulators():
+            accumulator.give_changes(own.get(accumulator.name, {}))
+
+    def _own_changes(self, *, num_steps: int, num_folds: int) -> dict[str, Mapping[str, Any]]:
+        """What this replica has added to accumulators that is not part of the sums in a state with so many steps and folds;
+        no longer there afterwards."""
+        if num_steps == self.num_steps:
+            self.undo_void_step()
+        if num_folds != self.num_folds:
+            return {}
+        return {accumulator.name: accumulator.take_changes() for accumulator in self._accumulators()}
+
+    def undo_void_step(self) -> None:
+        """Takes back what was added to accumulators in the step that runs and that nobody has made."""
+        if self.is_broken and self.micro is not None and self.loop is not None and self.loop.training:
+            for accumulator in self._accumulators():
+                accumulator.roll_back()
 
     def _write_snapshot(self, states: dict[str, Any]) -> None:
         self.host.snapshot(write_snapshot(states), int(states["session"]["num_steps"]))
@@ -730,14 +950,17 @@ class ElasticSession:
             return
         self.flush_report()
         self._reports_done = self._reports_seen
-        if self.rank == 0:
-            self._pending_report = ({**metrics, **self.metrics()}, files)
+        self.num_results += 1
+        self._pending_report = ({**metrics, **self.metrics()}, files)
 
     def flush_report(self) -> None:
-        """Sends the result that waits, if there is one."""
+        """Sends the result that waits, if there is one; replicas but rank 0 keep it, in case rank 0 is lost."""
         if self._pending_report is None or not self.joined:
             return
-        (metrics, files), self._pending_report = self._pending_report, None
+        self._last_report, self._pending_report = self._pending_report, None
+        metrics, files = self._last_report
+        if self.rank != 0:
+            return
         snapshot = None
         started = time.monotonic()
         if files is not None or started >= self._next_report_snapshot_at:
@@ -745,7 +968,7 @@ class ElasticSession:
             now = self._snapshot_at = time.monotonic()
             if now - started > _CHEAP_SNAPSHOT_S:
                 self._next_report_snapshot_at = now + (now - started) * (1 / _SNAPSHOT_SHARE - 1)
-        self.host.report(metrics, files, snapshot)
+        self.host.report(metrics, files, snapshot, self.num_results)
 
     def metrics(self) -> dict[str, float]:
         """The columns this replica adds to results."""

@@ -4,16 +4,22 @@ Tune makes it an asyncio actor since its methods are coroutines: ``train`` waits
 allocator's and the replicas' messages are served beside it. It holds no CPU and never imports torch. Nothing here may
 block the loop, as Tune's driver waits for some answers; ``save`` in particular answers at once, whatever the replicas
 do.
+
+Nothing is lost with this process: the newest state is kept on the trial's storage (:mod:`adaptdl.tune.vault`), and the
+trial goes on from it when Tune starts it again (:mod:`adaptdl.tune.resume`), checkpoints of Tune's or not. A storage that
+fails does not end the training.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,13 +27,15 @@ import ray
 from ray import cloudpickle
 from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint, PlacementGroupFactory, Trainable
-from ray.tune.result import RESULT_DUPLICATE, SHOULD_CHECKPOINT, TIME_THIS_ITER_S
+from ray.tune.result import EPISODES_TOTAL, RESULT_DUPLICATE, SHOULD_CHECKPOINT, TIME_THIS_ITER_S, TIMESTEPS_TOTAL
 
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.messages import Event, JobError, JobInfo, JobStatus, Phase
 from adaptdl.runtime.replica_group import ReplicaGroup
 from adaptdl.runtime.results import Results, Saved
-from adaptdl.tune.checkpoint import SavedTrial, read_trial, write_trial
+from adaptdl.tune.checkpoint import Descent, Record, SavedTrial, write_trial
+from adaptdl.tune.resume import Known, Start, find_start
+from adaptdl.tune.vault import Vault, VaultPlace
 
 __all__ = ["AdaptDLTrainable"]
 
@@ -36,6 +44,8 @@ logger = logging.getLogger(__name__)
 _COORDINATOR_BYTES = 64 * 2**20
 """What Tune reserves for a coordinator: memory, so that it takes no CPU and no device."""
 _LOOK_INTERVAL_S = 2.0
+_CLOSE_TIMEOUT_S = 3.0
+"""How long a slow storage may hold up the end of a coordinator; Tune ends it by force after 5 s."""
 
 
 class AdaptDLTrainable(Trainable):
@@ -50,15 +60,23 @@ class AdaptDLTrainable(Trainable):
         return PlacementGroupFactory([{"memory": _COORDINATOR_BYTES}])
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._restored_from = SavedTrial(saved=Saved())
+        self._known: Known | None = None
+        self._start = Start(descent=Descent())
+        self._num_saved = 0
+        """What has been saved so far, and in the trial's life before."""
+        self._vault: Vault | None = None
+        self._kept: bytes | None = None
+        """The snapshot that was offered to it last."""
+        self._save_failed = False
         self._group: ReplicaGroup | None = None
         self._results: Results | None = None
         self._allocation: tuple[Mapping[str, int], ElasticConfig, str] | None = None
-        self._restored_metrics: dict[str, Any] = {}
         self._failure: JobError | None = None
         self._began_at = time.monotonic()
         self._contacted = False
         self._stopped = False
+        self._over = False
+        """The trial has come to its end: nobody will go on with it."""
         self._next: dict[str, Any] = {}
         self._num_seen = 0
         """Results that `_last_result` is the last of."""
@@ -69,7 +87,8 @@ class AdaptDLTrainable(Trainable):
     async def train(self) -> dict[str, Any]:
         """Waits for the next result."""
         began = time.monotonic()
-        _, results = self._begin()
+        results = self._results or await self._resume(None, {})
+        self._begin(results)
         result = None
         while True:
             if self._failure is not None:
@@ -97,52 +116,119 @@ class AdaptDLTrainable(Trainable):
     async def save(  # type: ignore[override]
         self, checkpoint_dir: str | None = None
     ) -> _TrainingResult:
-        """Writes the newest state that goes with the results Tune has seen. Does not wait for replicas."""
-        state, group, results = self._restored_from, self._group, self._results
-        if group is not None and results is not None:
-            state = SavedTrial(
-                saved=results.saved(self._num_seen),
-                num_restarts=group.news.num_restarts,
-                pause_s=group.news.pause_s,
-            )
-        metrics: dict[str, Any] = dict(self._last_result or self._restored_metrics)
+        """Writes the newest state that goes with the results Tune has seen. Does not wait for replicas.
+
+        If it cannot be written, the answer is a result without a checkpoint: Tune keeps the ones it has, and goes on with
+        what it wanted to save for (to continue, to pause, to skip an exploit). An error would end the trial.
+        """
+        results = self._results or await self._resume(None, {})
+        state = self._to_save(results.saved(self._num_seen), self._num_seen)
+        metrics: dict[str, Any] = dict(self._last_result or self._start.metrics)
         async with self._saving:
             loop = asyncio.get_running_loop()
-            result: _TrainingResult = await loop.run_in_executor(None, self._persist, state, metrics, checkpoint_dir)
-        return result
+            checkpoint = await loop.run_in_executor(None, self._persist, state, metrics, checkpoint_dir)
+        return _TrainingResult(checkpoint=checkpoint, metrics=metrics)
 
-    def _persist(self, state: SavedTrial, metrics: dict[str, Any], checkpoint_dir: str | None) -> _TrainingResult:
-        directory = Path(checkpoint_dir or tempfile.mkdtemp(prefix="adaptdl-"))
-        write_trial(state, directory)
-        checkpoint = Checkpoint.from_directory(str(directory))
-        if self._storage is None:
-            return _TrainingResult(checkpoint=checkpoint, metrics=metrics)
-        self._storage._update_checkpoint_index(metrics)
-        persisted = self._storage.persist_current_checkpoint(checkpoint)
-        if checkpoint_dir is None:
-            shutil.rmtree(directory, ignore_errors=True)
-        return _TrainingResult(checkpoint=persisted, metrics=metrics)
+    def _persist(self, state: SavedTrial, metrics: dict[str, Any], directory: str | None) -> Any:
+        """The checkpoint that was made of a state; None if it cannot be stored."""
+        storage = self._storage
+        if storage is None:  # made by hand, outside of Tune
+            path = Path(directory or tempfile.mkdtemp(prefix="adaptdl-"))
+            write_trial(state, path)
+            return Checkpoint.from_directory(str(path))
+        index = storage.current_checkpoint_index
+        try:
+            with tempfile.TemporaryDirectory(prefix="adaptdl-") as temporary:
+                write_trial(state, Path(temporary))
+                storage._update_checkpoint_index(metrics)
+                checkpoint = storage.persist_current_checkpoint(Checkpoint.from_directory(temporary))
+        except Exception as error:  # noqa: BLE001 (whatever the user's file system raises: training goes on)
+            self._could_not_save(error)
+            if storage.current_checkpoint_index != index:  # the driver counts those that it has received
+                with contextlib.suppress(Exception):
+                    storage.storage_filesystem.delete_dir(storage.checkpoint_fs_path)
+                storage.current_checkpoint_index = index
+            return None
+        self._save_failed = False
+        return checkpoint
+
+    def _could_not_save(self, error: Exception) -> None:
+        logger.log(
+            logging.DEBUG if self._save_failed else logging.WARNING,
+            "cannot write a checkpoint of trial %s: %s. Training goes on, and Tune keeps the checkpoints before",
+            self.trial_id,
+            error,
+        )
+        self._save_failed = True
 
     async def restore(self, checkpoint_path: Any) -> None:
-        """Takes the state of a checkpoint; before the first `train`."""
+        """Takes the state of a checkpoint, or a newer one of the same line; before the first `train`.
+
+        Unlike Tune's own, it unpickles nothing that lies in the checkpoint.
+        """
         if self._group is not None:
             raise JobError("a trial that runs already cannot be restored; run with reuse_actors=False")
+        metrics: dict[str, Any] = {}
         if isinstance(checkpoint_path, _TrainingResult):
-            self._restored_metrics = dict(checkpoint_path.metrics)
-        await asyncio.get_running_loop().run_in_executor(None, Trainable.restore, self, checkpoint_path)
+            checkpoint_path, metrics = checkpoint_path.checkpoint, dict(checkpoint_path.metrics)
+        elif isinstance(checkpoint_path, str):
+            checkpoint_path = Checkpoint.from_directory(checkpoint_path)
+        await self._resume(checkpoint_path, metrics)
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        self._restored_from = read_trial(Path(checkpoint))
+    async def _resume(self, checkpoint: Checkpoint | None, metrics: Mapping[str, Any]) -> Results:
+        """Finds what the trial goes on from."""
+        place = VaultPlace.of(self._storage, self._logdir)
+        start = self._start = await asyncio.get_running_loop().run_in_executor(
+            None,
+            lambda: find_start(
+                trial_id=self.trial_id,
+                checkpoint=checkpoint,
+                metrics=metrics,
+                storage=self._storage,
+                vault=place,
+                known=self._known,
+            ),
+        )
+        if place is not None:
+            self._vault = Vault(place, trial=self.trial_id, good=start.where)
+        self._results = Results(
+            start.state.saved(start.num_seen),
+            num_seen=start.num_seen,
+            recent=start.state.record.recent,
+            on_news=self._keep,
+        )
+        self._kept = start.state.snapshot
+        self._num_saved, self._num_seen = start.descent.ordinal, start.num_seen
+        self._iteration, self._time_total = start.num_seen, start.time_total_s
+        self._timesteps_total, self._episodes_total = (
+            start.metrics.get(TIMESTEPS_TOTAL),
+            start.metrics.get(EPISODES_TOTAL),
+        )
+        self._restored = start.restored
+        return self._results
 
     async def stop(self) -> None:
         """Ends all replicas and gives everything back; quick, and may be called at any time."""
         self._stopped = True
         if self._group is not None:
             await self._group.stop()
+        if self._vault is not None:
+            close = functools.partial(self._vault.close, timeout_s=_CLOSE_TIMEOUT_S, remove=self._over)
+            await asyncio.get_running_loop().run_in_executor(None, close)
         Trainable.stop(self)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return False
+
+    # -- from Tune's driver, by the bookkeeper ----------------------------------------------------------------------
+
+    async def know(self, known: Known) -> None:
+        """What the driver knows of the trial; before `restore` and `train`."""
+        self._known = known
+
+    async def finish(self) -> None:
+        """The trial has come to its end; `stop` follows."""
+        self._over = True
 
     # -- from the allocator -----------------------------------------------------------------------------------------
 
@@ -171,36 +257,59 @@ class AdaptDLTrainable(Trainable):
         assert self._group is not None
         self._group.notify(replica_id, event)
 
-    async def report(
-        self, replica_id: str, metrics: dict[str, Any], files: Mapping[str, bytes] | None, snapshot: bytes | None
-    ) -> None:
+    async def report(self, replica_id: str, *result: Any) -> None:
         assert self._group is not None
-        await self._group.report(replica_id, metrics, files, snapshot)
+        await self._group.report(replica_id, *result)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _begin(self) -> tuple[ReplicaGroup, Results]:
+    def _begin(self, results: Results) -> None:
         """The group of replicas, made when Tune asks for the first result: all that was saved is loaded by then."""
-        if self._group is None or self._results is None:
-            self._results = Results(self._restored_from.saved)
-            self._num_seen = self._results.num_taken
-            self._group = ReplicaGroup(
-                job=JobInfo(
-                    job_id=self.trial_id,
-                    name=self.trial_name,
-                    experiment=self._trial_info.experiment_name,
-                    directory=self._logdir,
-                ),
-                function=type(self).function,
-                config=cloudpickle.dumps(self.config),
-                coordinator=ray.get_runtime_context().current_actor,
-                results=self._results,
-                num_restarts=self._restored_from.num_restarts,
-                pause_s=self._restored_from.pause_s,
-            )
-            if self._allocation is not None:
-                self._group.set_allocation(*self._allocation)
-        return self._group, self._results
+        if self._group is not None:
+            return
+        self._group = ReplicaGroup(
+            job=JobInfo(
+                job_id=self.trial_id,
+                name=self.trial_name,
+                experiment=self._trial_info.experiment_name,
+                directory=self._logdir,
+            ),
+            function=type(self).function,
+            config=cloudpickle.dumps(self.config),
+            coordinator=ray.get_runtime_context().current_actor,
+            results=results,
+            num_restarts=self._start.num_restarts,
+            pause_s=self._start.pause_s,
+        )
+        if self._allocation is not None:
+            self._group.set_allocation(*self._allocation)
+
+    def _keep(self) -> None:
+        """There is a new result or snapshot: the newest state is to be kept."""
+        assert self._results is not None
+        latest = self._results.latest
+        if self._vault is not None and latest.snapshot is not None and latest.snapshot is not self._kept:
+            self._kept = latest.snapshot
+            self._vault.offer(self._to_save(latest, self._results.num_taken))
+
+    def _to_save(self, saved: Saved, num_seen: int) -> SavedTrial:
+        """A state for a Tune that has seen so many results."""
+        assert self._results is not None
+        contained = num_seen - saved.num_ahead + len(saved.unseen)
+        self._num_saved += 1
+        return SavedTrial(
+            record=Record(
+                descent=replace(self._start.descent, ordinal=self._num_saved),
+                num_contained=contained,
+                num_seen=num_seen,
+                recent={number: metrics for number, metrics in self._results.recent.items() if number <= contained},
+                num_restarts=self._start.num_restarts if self._group is None else self._group.news.num_restarts,
+                pause_s=self._start.pause_s if self._group is None else self._group.news.pause_s,
+                time_total_s=self._time_total,
+            ),
+            snapshot=saved.snapshot,
+            files=saved.files,
+        )
 
     def _status(self) -> JobStatus:
         if self._group is not None:
@@ -210,8 +319,8 @@ class AdaptDLTrainable(Trainable):
             allocation={},
             held={},
             wish={},
-            num_restarts=self._restored_from.num_restarts,
-            pause_s=self._restored_from.pause_s,
+            num_restarts=self._start.num_restarts,
+            pause_s=self._start.pause_s,
             boot_s=None,
             report=None,
             metrics={},
@@ -223,6 +332,7 @@ class AdaptDLTrainable(Trainable):
                 f"the training function of trial {self.trial_id} returned without a result; it must call "
                 'tune.report({"<metric>": value}) at least once, for instance at the end of each epoch'
             )
+        self._over = not self._stopped
         return {RESULT_DUPLICATE: True}
 
     def _check_contact(self) -> None:

@@ -1,0 +1,188 @@
+"""What only Tune's driver knows, told to the trials' coordinators; and Tune's own log, kept whole when trials are started
+again.
+
+Tune restores a trial from its checkpoint *and* forgets what came after it: ``trial.last_result`` falls back to the result
+of the checkpoint, and the log (``result.json``, ``progress.csv``) is replaced by the copy on the storage, which may be
+older. Our trials go on where they were, so both must stay. After the driver was killed it is the other way round: the log
+may have results that the driver, started again, has forgotten; they come again, and must not be there twice.
+
+All hooks run in Tune's loop. Files are touched only when a trial is interrupted or starts.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.air.constants import EXPR_PROGRESS_FILE, EXPR_RESULT_FILE
+from ray.train._internal.storage import StorageContext, _exists_at_fs_path, _upload_to_fs_path
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.result import TIMESTAMP, TRAINING_ITERATION
+
+from adaptdl.tune.resume import Known
+from adaptdl.tune.vault import VaultPlace
+
+__all__ = ["Bookkeeper"]
+
+logger = logging.getLogger(__name__)
+
+
+class Bookkeeper(Callback):
+    """One per run of Tune; :class:`~adaptdl.tune.AdaptDLScheduler` adds it."""
+
+    def __init__(self) -> None:
+        self._mended: set[str] = set()
+        """Trials whose logs are known to be as this driver has them."""
+        self._started: set[str] = set()
+        """Trials that had a coordinator under this driver."""
+        self._waits: dict[str, bool] = {}
+        """Trials that were started and do not run: whether they failed."""
+        self._last_results: dict[str, dict[str, Any]] = {}
+        """Of trials that are being restored, as before that."""
+        self._told: set[str] = set()
+        """Trials whose coordinators know that they have come to their end."""
+        self._unfinished: set[str] | None = None
+        """Trials that were not at their end after Tune's last step; those ended later were cut off."""
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        for trial in trials:
+            if trial.trial_id not in self._mended:
+                self._mended.add(trial.trial_id)
+                if trial.run_metadata.last_result and not trial.is_finished():
+                    _mend_log(trial)
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        last_result = dict(trial.run_metadata.last_result or {})
+        is_first = trial.trial_id not in self._started
+        failed = self._waits.pop(trial.trial_id, False)
+        self._started.add(trial.trial_id)
+        checkpoint = trial.latest_checkpoint_result
+        if checkpoint is not None and _is_own(trial) and _number(checkpoint.metrics) < _number(last_result):
+            self._last_results[trial.trial_id] = last_result
+        adaptdl: Mapping[str, Any] = getattr(trial, "adaptdl", {})
+        known = Known(
+            last_result=last_result,
+            num_restarts=adaptdl.get("num_restarts", 0),
+            pause_s=adaptdl.get("pause_s", 0.0),
+            interrupted=is_first or failed,
+        )
+        coordinator = trial.temporary_state.ray_actor
+        if coordinator is not None:
+            coordinator.know.remote(known)
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._waits[trial.trial_id] = True
+        _save_log(trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        coordinator = trial.temporary_state.ray_actor
+        if coordinator is not None:
+            coordinator.finish.remote()
+            self._told.add(trial.trial_id)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._unfinished = {trial.trial_id for trial in trials if not trial.is_finished()}
+        for trial in trials:
+            if trial.status == Trial.PAUSED and self._waits.get(trial.trial_id) is None:
+                self._waits[trial.trial_id] = False
+                _save_log(trial)
+            if trial.trial_id in self._last_results and not trial.is_restoring:
+                last_result = self._last_results.pop(trial.trial_id)
+                if _number(trial.run_metadata.last_result) < _number(last_result):
+                    trial.run_metadata.last_result = last_result
+                    trial.run_metadata.invalidate_cache()
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Removes the saved states of trials that came to their end without a coordinator that could do it."""
+        for trial in trials:
+            ended = trial.status == Trial.TERMINATED and trial.trial_id not in (self._unfinished or ())
+            if not ended or trial.trial_id in self._told or trial.relative_logdir is None:
+                continue
+            place = VaultPlace.of(trial.storage, None)
+            assert place is not None
+            try:
+                place.remove()
+            except OSError as error:
+                logger.warning("cannot remove %s, which is not needed any more: %s", place.path, error)
+
+
+def _number(result: Mapping[str, Any] | None) -> int:
+    number: int = (result or {}).get(TRAINING_ITERATION, 0)
+    return number
+
+
+def _is_own(trial: Trial) -> bool:
+    return trial.checkpoint is not None and Path(trial.checkpoint.path).is_relative_to(_storage(trial).trial_fs_path)
+
+
+def _storage(trial: Trial) -> StorageContext:
+    assert trial.storage is not None
+    return trial.storage
+
+
+def _save_log(trial: Trial) -> None:
+    """Copies a trial's log to the storage, from where Tune takes it when the trial starts again."""
+    for name in (EXPR_RESULT_FILE, EXPR_PROGRESS_FILE):
+        path = Path(trial.local_path or "", name)
+        try:
+            if path.is_file():
+                storage = _storage(trial)
+                _upload_to_fs_path(str(path), storage.storage_filesystem, f"{storage.trial_fs_path}/{name}")
+        except OSError as error:
+            logger.warning("cannot copy %s to the storage, results may be missing in it: %s", path, error)
+
+
+def _mend_log(trial: Trial) -> None:
+    """Makes the log of a trial that an earlier driver has run end with the last result that this one knows of.
+
+    Of the copies on this machine and on the storage, the first is newer, if it is there.
+    """
+    for name, rows in ((EXPR_RESULT_FILE, _json_rows), (EXPR_PROGRESS_FILE, _csv_rows)):
+        path = Path(trial.local_path or "", name)
+        try:
+            copies = [path.read_bytes()] if path.is_file() else []
+            storage, where = _storage(trial), f"{_storage(trial).trial_fs_path}/{name}"
+            if _exists_at_fs_path(storage.storage_filesystem, where):
+                with storage.storage_filesystem.open_input_stream(where) as stream:
+                    copies.append(stream.readall())
+            whole = [cut for copy in copies if (cut := _cut(copy, rows, trial.run_metadata.last_result))]
+            if whole:
+                path.write_bytes(whole[0])
+        except OSError as error:
+            logger.warning("cannot bring %s in order, results may be missing or twice in it: %s", path, error)
+    _save_log(trial)
+
+
+Rows = Callable[[Iterable[str]], Iterable[Mapping[str, Any]]]
+
+
+def _cut(log: bytes, rows: Rows, last_result: Mapping[str, Any]) -> bytes:
+    """`log` up to the line of `last_result`; nothing if that is not in it."""
+    lines = log.splitlines(keepends=True)
+    end = 0
+    for index, row in enumerate(rows(line.decode(errors="replace") for line in lines)):
+        if all(str(row.get(name)) == str(last_result.get(name)) for name in (TRAINING_ITERATION, TIMESTAMP)):
+            end = index + 1
+    return b"".join(lines[:end])
+
+
+def _json_rows(lines: Iterable[str]) -> Iterable[Mapping[str, Any]]:
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:  # the last one may be half written
+            row = {}
+        yield row if isinstance(row, dict) else {}
+
+
+def _csv_rows(lines: Iterable[str]) -> Iterable[Mapping[str, Any]]:
+    header: list[str] = []
+    for line in lines:
+        values = next(csv.reader([line]), [])
+        header = header or values
+        yield dict(zip(header, values, strict=False))

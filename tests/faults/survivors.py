@@ -1,0 +1,67 @@
+"""A coordinator, without Ray, that lets the survivors of killed replicas go on: what `ReplicaGroup` does, in a few lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adaptdl.plan import Advance, Place, Plan
+from tests.torch.processes import Replica, Trial
+
+__all__ = ["SurvivingTrial"]
+
+
+class SurvivingTrial(Trial):
+    """As `Trial`; `finish` regroups those that are left as often as that is needed."""
+
+    num_recoveries = 0
+
+    def finish(self) -> list[Any]:
+        """Waits until the members that are left have returned; what they returned, in rank order."""
+        while True:
+            self.wait_for("the end, or a broken group", self._settled)
+            self._bury()
+            if self.members and all(replica.has("done") for replica in self.members):
+                return [replica.take("done") for replica in self.members]
+            self.regroup()
+
+    def _bury(self) -> None:
+        self.members = [r for r in self.members if r.has("done") or r.process.is_alive()]
+
+    def _settled(self) -> bool:
+        self._bury()
+        assert self.members, "all replicas are dead"
+        return all(replica.has("done") or replica.has("broken") for replica in self.members)
+
+    def regroup(self) -> None:
+        """All that are left stand: makes them a generation."""
+        self.num_recoveries += 1
+        places: dict[Replica, Place] = {replica: replica.take("broken") for replica in self.members}
+        source = max(self.members, key=lambda replica: places[replica].order)
+        for replica in self.members:
+            while not places[replica].meets(places[source]):
+                replica.call("advance", Advance(place=places[source]))
+                self.wait_for("a replica behind the others", lambda r=replica: r.has("ready") or r.has("broken"))
+                if replica.take("ready") is not None:
+                    break
+                places[replica] = replica.take("broken")
+        self.members = [source, *(replica for replica in self.members if replica is not source)]
+        self.generation += 1
+        plan = Plan(
+            generation=self.generation,
+            members=tuple(replica.member for replica in self.members),
+            source=source.member.replica_id,
+            newcomers=frozenset(replica.member.replica_id for replica in self.members[1:]),
+            store=source.call("open_store"),
+            target=places[source].position,
+            reason="test",
+        )
+        for replica in [*self.members[1:], source]:
+            replica.call("join", plan)
+        self.wait_for(
+            f"generation {self.generation}",
+            lambda: source.has("switched") or any(r.has("broken") or not r.process.is_alive() for r in self.members),
+        )
+        switched = source.take("switched")
+        if switched is not None:
+            self.switches.append(switched)
+            self.members = [r for r in self.members if r.member.replica_id not in switched.dropped]

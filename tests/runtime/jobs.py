@@ -1,0 +1,84 @@
+"""Jobs on a real Ray, as tests run them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray import cloudpickle
+
+from adaptdl.runtime import ElasticConfig, ElasticJob, JobInfo, JobStatus
+from tests.runtime.functions import TrainingFunction
+
+__all__ = ["DEADLINE_S", "ELASTIC", "RunningJob", "wait_until_free"]
+
+ELASTIC = ElasticConfig(resources_per_replica={"CPU": 1}, gather_s=10.0, reservation_timeout_s=1.5)
+DEADLINE_S = 60.0
+
+
+class RunningJob:
+    """A job, and what it has reported."""
+
+    def __init__(self, name: str, function: TrainingFunction, config: dict[str, Any], **more: Any) -> None:
+        self.info = JobInfo(job_id=name, name=name, experiment="tests")
+        self.actor = (
+            ray.remote(ElasticJob)
+            .options(num_cpus=0)
+            .remote(self.info, cloudpickle.dumps(function), cloudpickle.dumps(config), **more)
+        )
+        self.results: list[dict[str, Any]] = []
+        self._next = self.actor.next_result.remote()
+
+    def allocate(self, allocation: Mapping[str, int], elastic: ElasticConfig = ELASTIC) -> None:
+        ray.get(self.actor.set_allocation.remote(allocation, elastic, f"to {sum(allocation.values())}"))
+
+    def status(self) -> JobStatus:
+        status: JobStatus = ray.get(self.actor.status.remote())
+        return status
+
+    def wait_until(self, condition: Callable[[JobStatus], bool], what: str) -> JobStatus:
+        """Takes results as they come until `condition` holds."""
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            status = self.status()
+            if condition(status):
+                return status
+            assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}: {status}"
+            if ray.wait([self._next], timeout=0.05)[0] and not self._take():
+                time.sleep(0.05)
+
+    def wait_for(self, allocation: Mapping[str, int]) -> JobStatus:
+        return self.wait_until(
+            lambda status: (
+                dict(status.allocation) == dict(allocation)
+                and bool(status.reallocations)
+                and status.reallocations[-1].after == sum(allocation.values())
+            ),
+            f"the allocation {allocation}",
+        )
+
+    def finish(self) -> list[dict[str, Any]]:
+        """All results to the end."""
+        while self._take():
+            pass
+        return self.results
+
+    def _take(self) -> bool:
+        metrics = ray.get(self._next, timeout=DEADLINE_S)
+        if metrics is None:
+            return False
+        self.results.append(metrics)
+        self._next = self.actor.next_result.remote()
+        return True
+
+    def stop(self) -> None:
+        ray.get(self.actor.stop.remote(), timeout=10)
+
+
+def wait_until_free(**resources: float) -> None:
+    deadline = time.monotonic() + 10
+    while not resources.items() <= ray.available_resources().items():
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.05)
