@@ -18,7 +18,6 @@ WHERE = (
     "optimizer.step",
     "after step",
     "validation",
-    "end of validation",
     "before sums",
     "between epochs",
     "after report",
@@ -28,8 +27,8 @@ WHERE = (
 def training_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Trains on 96 samples for some epochs, with a validation loop of 50 samples, and reports sums over all replicas.
 
-    Config: epochs; fail_at; flags (a directory, where a strike leaves its mark); strike (SIGKILL, or what
-    `strikes` does); sleep_s (per step).
+    Config: epochs; fail_at; flags (a directory, where a strike leaves its mark); signal (SIGKILL), or raises (an error
+    instead of a signal); fits (samples in one pass that memory holds); sleep_s (per step); report.
     """
 
     def train(config: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +77,12 @@ def training_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
         optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.5)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5, gamma=0.9)
         model = adl.AdaptiveDataParallel(network, optimizer, scheduler)
+
+        def allocate(_: Any, inputs: tuple[Any, ...]) -> None:
+            if torch.is_grad_enabled() and len(inputs[0]) > config.get("fits", 12):
+                raise torch.OutOfMemoryError(f"out of memory: {len(inputs[0])} samples")
+
+        network.register_forward_pre_hook(allocate)
         network[0].register_forward_hook(lambda *_: maybe_fail("forward"))
         network[0].weight.register_hook(lambda _: maybe_fail("backward"))
         optimizer.register_step_pre_hook(lambda *_: maybe_fail("optimizer.step"))
@@ -96,6 +101,8 @@ def training_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
                 for x, y in train_loader:
                     optimizer.zero_grad()
                     loss = torch.nn.functional.mse_loss(model(x), y)
+                    if strikes("nan"):
+                        loss = loss * float("nan")
                     loss.backward()
                     optimizer.step()
                     scheduler.step()
@@ -121,6 +128,13 @@ def training_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
                 maybe_fail("between epochs")
         finally:
             dist.all_reduce = all_reduce
-        return {"weights": weights, "lr": scheduler.get_last_lr(), "steps": session.num_steps}
+        return {
+            "weights": weights,
+            "lr": scheduler.get_last_lr(),
+            "steps": session.num_steps,
+            "num_skipped_steps": session.num_skipped_steps,
+            "local_bsz": train_loader.current_local_bsz,
+            "accumulation_steps": train_loader.accumulation_steps,
+        }
 
     return train

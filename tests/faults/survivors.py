@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from adaptdl.plan import Advance, Place, Plan
+from tests.faults.scripted import training_function
 from tests.torch.processes import Replica, Trial
 
-__all__ = ["SurvivingTrial"]
+__all__ = ["EPOCHS", "STEPS", "SurvivingTrial", "check", "run", "train"]
+
+EPOCHS = 3
+STEPS = 8
+"""Steps per epoch."""
 
 
 class SurvivingTrial(Trial):
     """As `Trial`; `finish` regroups those that are left as often as that is needed."""
 
     num_recoveries = 0
+    ended: list[Any]
+    results: list[dict[str, Any]]
 
     def finish(self) -> list[Any]:
         """Waits until the members that are left have returned; what they returned, in rank order."""
@@ -65,3 +75,31 @@ class SurvivingTrial(Trial):
         if switched is not None:
             self.switches.append(switched)
             self.members = [r for r in self.members if r.member.replica_id not in switched.dropped]
+
+
+def train(config: dict[str, Any]) -> dict[str, Any]:
+    return training_function()(config)
+
+
+def run(num_replicas: int, flags: Path, fail_at: list[tuple[int, int, str]], **config: Any) -> SurvivingTrial:
+    """The trial after its end, with what its members returned in `ended`."""
+    with SurvivingTrial(train, {"epochs": EPOCHS, "fail_at": fail_at, "flags": str(flags), **config}) as trial:
+        trial.reallocate(num_replicas)
+        trial.ended = trial.finish()
+        trial.results = sorted((report[0] for report in trial.messages("report")), key=lambda result: result["epoch"])
+    return trial
+
+
+def check(trial: SurvivingTrial, undisturbed: SurvivingTrial) -> None:
+    """The same end state, every sample of each pass used once, a result for each epoch."""
+    assert trial.ended[0]["steps"] == EPOCHS * STEPS
+    assert trial.ended[0]["lr"] == pytest.approx(undisturbed.ended[0]["lr"])
+    for ended in trial.ended:
+        assert ended["weights"] == pytest.approx(undisturbed.ended[0]["weights"], rel=1e-10)
+    results: dict[int, dict[str, Any]] = {}
+    for result in trial.results:
+        results.setdefault(result["epoch"], result)  # one that was handed in again has the number of the first
+    assert sorted(results) == list(range(EPOCHS))
+    for epoch, expected in enumerate(undisturbed.results):
+        assert (results[epoch]["validated"], results[epoch]["total"]) == (expected["validated"], expected["total"])
+        assert results[epoch]["weights"] == pytest.approx(expected["weights"], rel=1e-10)

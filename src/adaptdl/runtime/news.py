@@ -22,6 +22,7 @@ COLUMNS = (
     "adaptdl/efficiency",
     "adaptdl/progress",
     "adaptdl/pause_s",
+    "adaptdl/num_skipped_steps",
 )
 """In every result, from the first one on: tables and CSV files take their columns from it."""
 
@@ -95,6 +96,10 @@ class News:
         self._reallocations.append(reallocation)
         return reallocation
 
+    def steps_from(self, now: float) -> None:
+        """The steps of a generation begin."""
+        self._stepped_at = now
+
     def began_alone(self, generation: int, reason: str) -> None:
         """A first generation of one replica has begun. It says so itself only at its first data loop, if it has one."""
         self.switched(
@@ -118,6 +123,7 @@ class News:
         known.setdefault("adaptdl/num_nodes", self._num_nodes)
         known.setdefault("adaptdl/batch_size", 0)
         known.setdefault("adaptdl/progress", 0.0)
+        known.setdefault("adaptdl/num_skipped_steps", 0)
         own = {name: value for name, value in metrics.items() if name not in COLUMNS}
         return {**own, **{name: known.get(name, math.nan) for name in COLUMNS}}
 

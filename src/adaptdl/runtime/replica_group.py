@@ -370,6 +370,7 @@ class ReplicaGroup:
             self._spawn(self._retire(record, elastic))
         self._recovery.close()
         reallocation = self.news.switched(switched, plan.reason)
+        self.news.steps_from(self._clock())
         logger.debug("%s", reallocation.describe(self._reservations.prefix))
         if switched.dropped:
             self._starter.trouble = f"{len(switched.dropped)} replicas did not join"
@@ -553,7 +554,7 @@ class ReplicaGroup:
             )
             await asyncio.sleep(min(_LONGEST_LOOK_S, SHARE_BETWEEN_LOOKS * limit_s))
             members = [record for record in self._roster.survivors if record.state is ReplicaState.MEMBER]
-            pulses = await asyncio.gather(*(self._pulse(record) for record in members))
+            pulses = await asyncio.gather(*(self._pulse(record, limit_s) for record in members))
             found = watch.look(
                 {record.replica_id: pulse for record, pulse in zip(members, pulses, strict=True)},
                 self._clock(),
@@ -569,9 +570,9 @@ class ReplicaGroup:
                     *(ask(record, "abandon", generation) for record in members), return_exceptions=True
                 )
 
-    async def _pulse(self, record: ReplicaRecord) -> Pulse | None:
+    async def _pulse(self, record: ReplicaRecord, limit_s: float) -> Pulse | None:
         try:
-            pulse: Pulse = await ask(record, "pulse", timeout_s=_PULSE_TIMEOUT_S)
+            pulse: Pulse = await ask(record, "pulse", timeout_s=min(_PULSE_TIMEOUT_S, limit_s))
         except ReplicaUnreachable:
             return None
         return pulse

@@ -17,6 +17,7 @@ from adaptdl.goodput import GradParams
 from adaptdl.torch.ambient import current_session
 from adaptdl.torch.gradient_noise import GradientNoise
 from adaptdl.torch.group import Group, GroupBroken, communicating
+from adaptdl.torch.memory import is_out_of_memory
 from adaptdl.torch.reducer import GradientReducer, foreach_sqr
 from adaptdl.torch.registry import State
 from adaptdl.torch.scaling_rules import ScalingRule, check_scaling_rule, default_scaling_rule, is_adam_like
@@ -92,6 +93,14 @@ class AdaptiveDataParallel(torch.nn.Module):
     # -- computing ----------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self._forward(*args, **kwargs)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                self._session.note_out_of_memory()
+            raise
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._ddp is None or not torch.is_grad_enabled():
             return self.module(*args, **kwargs)
         self._begin_part()
@@ -173,6 +182,9 @@ class AdaptiveDataParallel(torch.nn.Module):
             return None
         self._is_dirty = False
         if session.step_is_void:
+            return None
+        if self._reducer is not None and not self._reducer.is_finite:
+            session.skip_step()
             return None
         factor = self.lr_factor
         if factor == 1.0:

@@ -104,6 +104,11 @@ class Group:
         if self.num_replicas > 1:
             dist.distributed_c10d._set_pg_timeout(dist.distributed_c10d.default_pg_timeout)
 
+    @property
+    def may_be_left(self) -> bool:
+        """Whether another group can follow this one: not if torchrun or the user's script has formed it."""
+        return self._owned
+
     def close(self) -> None:
         """Ends the group; what waits in it, or is asked of it by others, fails."""
         if self._owned and dist.is_initialized():

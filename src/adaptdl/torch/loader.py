@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import numbers
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from adaptdl.goodput import BatchSizeBounds
 from adaptdl.torch.loop import Action, Loop, Micro
 from adaptdl.torch.registry import State
 from adaptdl.torch.sampler import ElasticSampler
-from adaptdl.torch.tuning import Batch
+from adaptdl.torch.tuning import Batch, fit_to
 
 __all__ = ["AdaptiveDataLoader"]
 
@@ -98,6 +99,7 @@ class AdaptiveDataLoader(State):
             generator=torch.Generator().manual_seed(torch.initial_seed()),  # the user's own numbers are left alone
         )
         super().__init__(name)
+        self.keep_within_memory()
         if (waiting := self.session.registry.take_waiting(self.name)) is not None:
             self.load_state_dict(waiting)
 
@@ -126,6 +128,17 @@ class AdaptiveDataLoader(State):
             gradient_accumulation=gradient_accumulation,
         )
         self.is_adaptive = True
+        self.keep_within_memory()
+
+    def keep_within_memory(self) -> None:
+        """Takes over what was learned of how many samples fit into one pass."""
+        most = self.session.most_samples.get(self.name)
+        if most is None:
+            return
+        low, high = self.bounds.local_bsz_bounds or (1, self.bounds.max_batch_size)
+        if high > most:
+            self.bounds = _bounded(self.bounds, min(low, most), most)
+        self.batch = fit_to(self.bounds, self.session.num_replicas, self.batch)
 
     @property
     def batch_size(self) -> int:
@@ -179,7 +192,7 @@ class AdaptiveDataLoader(State):
             if not self._persistent_workers:
                 self._loader._iterator = None  # its workers end
             session.leave_loop(loop, keep_company=keep_company)
-            self._active = False
+            self._active = session.loop is loop  # memory has run out: it goes on where it was
 
     # -- a loop: passes, each of segments between which the group or the batch size have changed -----------------------
 
@@ -305,6 +318,7 @@ class AdaptiveDataLoader(State):
         batch_size, atomic_batch_size, accum_steps = state_dict["batch"]
         if self.is_adaptive or batch_size == self.init_batch_size:
             self.batch = Batch(batch_size=batch_size, atomic_batch_size=atomic_batch_size, accum_steps=accum_steps)
+        self.keep_within_memory()
 
 
 class _Upcoming:
@@ -315,6 +329,14 @@ class _Upcoming:
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self._loader._upcoming)
+
+
+def _bounded(bounds: BatchSizeBounds, low: int, high: int) -> BatchSizeBounds:
+    """`bounds` with these for one pass; M₀ is made of several if it must be."""
+    try:
+        return replace(bounds, local_bsz_bounds=(low, high), gradient_accumulation=True)
+    except UsageError:  # no number of passes within them gives M₀
+        return replace(bounds, local_bsz_bounds=(1, high), gradient_accumulation=True)
 
 
 def _check(dataset: Any, batch_size: Any, sampler: Any, batch_sampler: Any) -> None:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _SHORTEST_POLL_S, _LONGEST_POLL_S = 0.002, 0.02
 """This often is looked whether the others have come, or a newer order. (A wait in the store cannot be interrupted.)"""
 
-_CONNECT_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 5.0
 """All that form a group were there a moment ago: it takes milliseconds, unless one was lost since."""
 
 

@@ -5,6 +5,7 @@ It is the communication hook of torch's DistributedDataParallel, so it sees flat
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -156,6 +157,14 @@ class GradientReducer:
         if preconditioner is None or preconditioner.shape != buffer.shape:
             return buffer
         return buffer * preconditioner
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the averaged gradients of the step that runs are finite, as far as is known: the same on all replicas."""
+        sample = self._sample
+        if sample is None or not sample.is_complete:
+            return True
+        return math.isfinite(sum(map(float, sample.averaged or sample.local)))
 
     def take_sample(self) -> tuple[float, float] | None:
         """This replica's entries in the next step exchange; None if the step before gave no usable sample."""

@@ -13,6 +13,7 @@ A session that nobody launched is joined from the start: alone, or in torchrun's
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 import time
 import weakref
@@ -31,6 +32,7 @@ from adaptdl.torch.exchange import Exchanged, StepExchange
 from adaptdl.torch.group import Group, GroupBroken
 from adaptdl.torch.loop import Action, Loop, Micro, Notice
 from adaptdl.torch.mailbox import Leave, Mailbox, Order
+from adaptdl.torch.memory import is_out_of_memory, num_out_of_memory, release_memory, smaller_pass
 from adaptdl.torch.recovery import recover
 from adaptdl.torch.registry import Registry
 from adaptdl.torch.rng import rng_state, set_rng_state
@@ -96,6 +98,8 @@ class ElasticSession:
         self.exchange = None if group is None else StepExchange(group)
         self.num_nodes = num_nodes
         self.generation = 0
+        self.most_samples: dict[str, int] = {}
+        """Names of loaders → samples that fit into one pass, where memory has run out."""
         self.pause: reallocation.Pause | None = None
         self.rank_before = 0
         """Rank in the group that was lost last."""
@@ -115,6 +119,7 @@ class ElasticSession:
         self.finished_epochs = 0
         self.num_steps = 0
         self.num_batches = 0
+        self.num_skipped_steps = 0
         self.progress = 0.0
         self.pause_total_s = 0.0
         self.last_step_at = now
@@ -136,6 +141,8 @@ class ElasticSession:
         self._stepped_before: list[AdaptiveDataParallel] = []
         self.is_matching = False
         self._broken: GroupBroken | None = None
+        self._out_of_memory = False
+        self._num_out_of_memory = num_out_of_memory()
         self._main_loader: weakref.ref[AdaptiveDataLoader] | None = None
         self._updated_at = self._snapshot_at = now
         self._snapshot_write: Future[None] | None = None
@@ -269,7 +276,9 @@ class ElasticSession:
                     return self._finish()
                 except Leave:
                     return False
-                except Exception:
+                except Exception as error:
+                    if self._makes_do_with_less(error):
+                        continue
                     started_at = None if self._start is None else self._start.position
                     if self.joined or self._skip_to is None or self._skip_to == started_at:
                         raise
@@ -284,6 +293,40 @@ class ElasticSession:
                     )
                     self._snapshot = None
                     self._reset()
+
+    def _makes_do_with_less(self, error: Exception) -> bool:
+        """After running out of memory: whether the function can go on from the last step, with fewer samples in a pass."""
+        loop, micro, group = self.loop, self.micro, self.group
+        if not self._ran_out_of_memory or loop is None or micro is None or group is None or not is_out_of_memory(error):
+            return False
+        if group.num_replicas > 1 and not group.may_be_left:
+            return False
+        loader = loop.loader
+        low = (loader.bounds.local_bsz_bounds or (1, 1))[0] if loader.is_adaptive else 1
+        most = smaller_pass(micro.size, low)
+        if most is None:
+            return False
+        logger.warning(
+            "out of memory with %d samples in one pass of %s: at most %d from now on (%s)",
+            micro.size,
+            loader.name,
+            most,
+            str(error).splitlines()[0],
+        )
+        self.most_samples[loader.name] = most
+        broken = GroupBroken(f"out of memory with {micro.size} samples in one pass")
+        if group.num_replicas > 1:
+            for accumulator in self._accumulators():
+                accumulator.roll_back()
+            self.lose_group(broken)
+        self._snapshot, self._start = write_snapshot(self.capture()), None
+        self._reset()
+        if group.num_replicas > 1:
+            self._broken = broken
+        else:
+            self.exchange = StepExchange(group)
+        release_memory()
+        return True
 
     def _join_alone(self) -> None:
         """The only replica of a first generation has nobody to wait for: it need not stand at a loop first."""
@@ -410,6 +453,9 @@ class ElasticSession:
         Raises:
             UsageError: a loop is running already.
         """
+        if self.loop is not None and self._out_of_memory:  # the user has made something of it
+            self._out_of_memory, self._num_out_of_memory = False, num_out_of_memory()
+            self.leave_loop(self.loop, keep_company=True)
         if self.loop is not None:
             raise UsageError(
                 "loops over AdaptiveDataLoaders cannot be nested or run side by side: end one (or delete its iterator) "
@@ -418,7 +464,7 @@ class ElasticSession:
         self.registry.settle()
         self.flush_report()
         while True:
-            was_joined = self.joined
+            was_joined, was_broken = self.joined, self.is_broken
             while not self.is_skipping and not self.joined:
                 self.loop = self._new_loop(loader)
                 try:
@@ -432,6 +478,8 @@ class ElasticSession:
                 set_rng_state(self._rng)
                 self._rng = None
             loop = self.loop = self._new_loop(loader)
+            if was_broken:  # the others are in the loop, or at its end
+                loop.lost_replicas, loop.hands_out = True, loop.training
             if not was_joined or self._begin_together(loop):
                 return loop
             self.loop = None  # the others are further
@@ -461,7 +509,10 @@ class ElasticSession:
         if not self.is_skipping:
             warm_up()
         while not self.joined and not self.is_skipping:
-            self.host.ready(self.position)
+            if self._broken is None:
+                self.host.ready(self.position)
+            else:
+                self.host.broken(self.generation, self.place(), str(self._broken))
             order = self.mailbox.wait()
             if order is Order.LEAVE:
                 self.host.left(self.generation)
@@ -490,6 +541,8 @@ class ElasticSession:
         """Ends a loop. `keep_company`: others may still be in it."""
         if self.loop is not loop:
             return
+        if self._ran_out_of_memory:
+            return  # an error is on its way through the user's function: see `run`
         micro, self.micro = self.micro, None
         for model in self.models():
             model.end_loop()
@@ -502,6 +555,17 @@ class ElasticSession:
                 recover(self, error)
         self.loop = None
         self._loop_index += 1
+
+    @property
+    def _ran_out_of_memory(self) -> bool:
+        """Whether memory ran out for the batch in hand."""
+        if self.micro is not None and num_out_of_memory() > self._num_out_of_memory:
+            self._out_of_memory = True
+        return self._out_of_memory
+
+    def note_out_of_memory(self) -> None:
+        """Memory has run out in a pass of a model."""
+        self._out_of_memory = self.micro is not None
 
     def _part(self, loop: Loop, micro: Micro | None) -> None:
         """The members part at the end of a loop, when all have left it; sums and buffers are those of all of them."""
@@ -575,6 +639,7 @@ class ElasticSession:
         """The loader is about to hand out a batch."""
         self.micro = micro
         self.num_batches += 1
+        self._out_of_memory = False
         if micro.index == 0 and self._stepped:
             self._stepped_before, self._stepped = self._stepped, []
         if micro.index == 0 and self.num_replicas > 1:
@@ -644,6 +709,16 @@ class ElasticSession:
         except GroupBroken as error:
             self.note_broken(error)
             return True
+
+    def skip_step(self) -> None:
+        """The gradients of a step are of no use: counts it, and says so now and then."""
+        self.num_skipped_steps += 1
+        if self.rank == 0 and math.log10(self.num_skipped_steps).is_integer():
+            logger.warning(
+                "step %d skipped, since its gradients are not finite (%d so far)",
+                self.num_steps,
+                self.num_skipped_steps,
+            )
 
     def boundary(self, loop: Loop, *, batch_size: int, is_over: Callable[[], bool]) -> Action:
         """After a step, or a batch of a loop without steps.
@@ -815,11 +890,18 @@ class ElasticSession:
             return
         assert self.group is not None
         loader = self.loop.loader
+        for most_samples in self.group.all_gather_object(self.most_samples):
+            self._fits_at_most(most_samples)
+        loader.keep_within_memory()
         loader.batch = self.group.broadcast_object(self._choose_batch(loader) if self.rank == 0 else None)
         self.loop.retuned_at, self.loop.better_batch, self.loop.steady_since = time.monotonic(), None, None
 
     def _accumulators(self) -> list[Accumulator]:
         return [state for state in self.registry.living().values() if isinstance(state, Accumulator)]
+
+    def _fits_at_most(self, most_samples: Mapping[str, int]) -> None:
+        for name, most in most_samples.items():
+            self.most_samples[name] = min(most, self.most_samples.get(name, most))
 
     def _fold(self) -> None:
         """What accumulators have not yet summed becomes part of the sums, which every replica has."""
@@ -887,6 +969,8 @@ class ElasticSession:
             "num_reports": self._reports_done,
             "num_results": self.num_results,
             "num_folds": self.num_folds,
+            "num_skipped_steps": self.num_skipped_steps,
+            "most_samples": dict(self.most_samples),
             "tuner": self.tuner.state_dict(),
         }
 
@@ -898,7 +982,8 @@ class ElasticSession:
             own = self._own_changes(num_steps=session["num_steps"], num_folds=session["num_folds"])
         self.num_results, self.num_folds = session["num_results"], session["num_folds"]
         self.num_steps, self.progress = session["num_steps"], session["progress"]
-        self.pause_total_s = session["pause_total_s"]
+        self.pause_total_s, self.num_skipped_steps = session["pause_total_s"], session["num_skipped_steps"]
+        self._fits_at_most(session["most_samples"])
         self.last_step_at = time.monotonic() - session["since_last_step_s"]
         self.tuner.load_state_dict(session["tuner"])
         self._reports_done = session["num_reports"]
@@ -977,6 +1062,7 @@ class ElasticSession:
             "adaptdl/num_nodes": self.num_nodes,
             "adaptdl/progress": self.progress,
             "adaptdl/pause_s": self.pause_total_s,
+            "adaptdl/num_skipped_steps": self.num_skipped_steps,
         }
         loader = None if self._main_loader is None else self._main_loader()
         if loader is not None:

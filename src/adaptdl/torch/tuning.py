@@ -24,7 +24,7 @@ from adaptdl.goodput import (
     fit_perf_params,
 )
 
-__all__ = ["Batch", "Tuner"]
+__all__ = ["Batch", "Tuner", "fit_to"]
 
 _WINDOW = 50
 """Steps of which a line of the profile is the median."""
@@ -106,7 +106,7 @@ class Tuner:
 
         It is never more than twice `current` (or M₀ per replica): what a larger batch is worth was not yet seen.
         """
-        kept = _fit_to(bounds, num_replicas, current)
+        kept = fit_to(bounds, num_replicas, current)
         perf_params = self.perf_params
         if perf_params is None or grad_params is None or bounds.fixed:
             return kept
@@ -152,11 +152,15 @@ def _pairs(line: Iterable[Any]) -> list[tuple[float, float]]:
     return [(step, sync) for step, sync in line]
 
 
-def _fit_to(bounds: BatchSizeBounds, num_replicas: int, current: Batch) -> Batch:
+def fit_to(bounds: BatchSizeBounds, num_replicas: int, current: Batch) -> Batch:
     """The batch nearest to `current` that can be divided over `num_replicas` within the bounds."""
     if bounds.fixed:
         size = bounds.init_batch_size
-        return Batch(batch_size=size, atomic_batch_size=-(-size // num_replicas))
+        share = -(-size // num_replicas)
+        accum_steps = 0
+        if bounds.gradient_accumulation and bounds.local_bsz_bounds is not None:
+            accum_steps = -(-share // bounds.local_bsz_bounds[1]) - 1
+        return Batch(batch_size=size, atomic_batch_size=-(-share // (accum_steps + 1)), accum_steps=accum_steps)
     low, high = bounds.local_bsz_bounds or (1, bounds.max_batch_size)
     per_replica = -(-max(current.batch_size, bounds.init_batch_size) // num_replicas)
     if per_replica <= high or not bounds.gradient_accumulation:

@@ -31,6 +31,7 @@ from ray.tune.result import EPISODES_TOTAL, RESULT_DUPLICATE, SHOULD_CHECKPOINT,
 
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.messages import Event, JobError, JobInfo, JobStatus, Phase
+from adaptdl.runtime.placement import prefix_of, sweep
 from adaptdl.runtime.replica_group import ReplicaGroup
 from adaptdl.runtime.results import Results, Saved
 from adaptdl.tune.checkpoint import Descent, Record, SavedTrial, write_trial
@@ -178,17 +179,19 @@ class AdaptDLTrainable(Trainable):
     async def _resume(self, checkpoint: Checkpoint | None, metrics: Mapping[str, Any]) -> Results:
         """Finds what the trial goes on from."""
         place = VaultPlace.of(self._storage, self._logdir)
-        start = self._start = await asyncio.get_running_loop().run_in_executor(
-            None,
-            lambda: find_start(
+
+        def find() -> Start:
+            sweep(prefix_of(self._trial_info.experiment_name, self.trial_id))  # of a coordinator before that was killed
+            return find_start(
                 trial_id=self.trial_id,
                 checkpoint=checkpoint,
                 metrics=metrics,
                 storage=self._storage,
                 vault=place,
                 known=self._known,
-            ),
-        )
+            )
+
+        start = self._start = await asyncio.get_running_loop().run_in_executor(None, find)
         if place is not None:
             self._vault = Vault(place, trial=self.trial_id, good=start.where)
         self._results = Results(

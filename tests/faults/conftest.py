@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from adaptdl.runtime import ElasticConfig
+from adaptdl.runtime.placement import sweep
+from tests.faults.scripted import training_function
+from tests.faults.survivors import SurvivingTrial, run
+from tests.runtime.jobs import RunningJob
+
+ELASTIC = ElasticConfig(resources_per_replica={"CPU": 1}, gather_s=10.0, reservation_timeout_s=3.0, join_timeout_s=10.0)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A Ray whose head has no CPUs: it keeps the coordinators when other nodes, which tests add, are lost."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def nodes(cluster: Cluster) -> list[str]:
+    """Two nodes of two CPUs; their ids."""
+    return [add_node(cluster), add_node(cluster)]
+
+
+def add_node(cluster: Cluster) -> str:
+    before = {node["NodeID"] for node in ray.nodes()}
+    cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+    (added,) = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - before
+    return str(added)
+
+
+@pytest.fixture
+def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., RunningJob]]:
+    """Starts jobs that run the scripted function; when the test ends, nothing of them may be left."""
+    jobs: list[RunningJob] = []
+
+    def start(**config: Any) -> RunningJob:
+        from ray import tune
+
+        function = training_function()
+        config = {"epochs": 3, "flags": str(tmp_path), **config}
+
+        def train(config: dict[str, Any]) -> None:
+            function({**config, "report": tune.report})
+
+        jobs.append(RunningJob(f"job{len(jobs)}", train, config))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.stop()
+    assert sweep("adaptdl/") == 0
+    for job in jobs:
+        ray.kill(job.actor)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> SurvivingTrial:
+    """One replica throughout."""
+    return run(1, tmp_path_factory.mktemp("flags"), [])

@@ -1,0 +1,111 @@
+"""Replicas lost on a real Ray of several nodes: the job ends as an undisturbed one, its results are continuous."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from adaptdl.runtime import Phase
+from tests.faults.conftest import ELASTIC
+from tests.faults.survivors import EPOCHS, SurvivingTrial
+from tests.runtime.jobs import RunningJob
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+RECOVERED_S = 5.0
+
+
+def check(results: list[dict[str, Any]], undisturbed: SurvivingTrial) -> None:
+    """Every result once and in order; every sample of each pass used once."""
+    assert [result["epoch"] for result in results] == list(range(EPOCHS))
+    for result, expected in zip(results, undisturbed.results, strict=True):
+        assert result["weights"] == pytest.approx(expected["weights"], rel=1e-10)
+        assert (result["validated"], result["total"]) == (expected["validated"], expected["total"])
+
+
+@pytest.mark.parametrize(
+    ("where", "step"),
+    [("forward", 11), ("all-reduce", 11), ("optimizer.step", 11), ("validation", 16), ("after report", 16)],
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_survivors_go_on_when_a_replica_is_killed(
+    where: str,
+    step: int,
+    rank: int,
+    nodes: list[str],
+    start: Callable[..., RunningJob],
+    undisturbed: SurvivingTrial,
+) -> None:
+    a, b = nodes
+    job = start(fail_at=[(rank, step, where)])
+    job.allocate({a: 1, b: 1}, ELASTIC)
+    results = job.finish()
+    check(results, undisturbed)
+    lost = [change for change in job.status().reallocations if "lost" in change.reason or "broke" in change.reason]
+    assert [(change.before, change.after) for change in lost] == [(2, 1)]
+    assert lost[0].steps in (step, step + 1)  # the other one has made the step, or not
+    assert lost[0].pause_s < RECOVERED_S
+
+
+def test_a_second_failure_during_the_recovery_is_one_more_recovery(
+    nodes: list[str], start: Callable[..., RunningJob], undisturbed: SurvivingTrial
+) -> None:
+    a, b = nodes
+    # Rank 0 of the survivors is killed in the first step that they make together.
+    job = start(fail_at=[(2, 11, "backward"), (0, 11, "forward")], sleep_s=0.01)
+    job.allocate({a: 2, b: 1}, ELASTIC)
+    check(job.finish(), undisturbed)
+
+
+def test_all_replicas_killed_at_once_go_on_from_the_newest_snapshot(
+    nodes: list[str], start: Callable[..., RunningJob], undisturbed: SurvivingTrial
+) -> None:
+    a, b = nodes
+    job = start(fail_at=[(0, 19, "forward"), (1, 19, "forward")])
+    job.allocate({a: 1, b: 1}, dataclasses.replace(ELASTIC, snapshot_interval_s=0.05))
+    check(job.finish(), undisturbed)
+    assert "lost" in " ".join(change.reason for change in job.status().reallocations)
+
+
+def test_a_lost_replica_is_replaced(nodes: list[str], start: Callable[..., RunningJob]) -> None:
+    a, b = nodes
+    job = start(fail_at=[(1, 11, "backward")], epochs=500, sleep_s=0.01)
+    job.allocate({a: 1, b: 1}, ELASTIC)
+    job.wait_until(
+        lambda status: [change.after for change in status.reallocations][-3:] == [2, 1, 2], "the lost one's successor"
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_replica_that_is_stopped_is_taken_as_lost(
+    rank: int, nodes: list[str], start: Callable[..., RunningJob], undisturbed: SurvivingTrial
+) -> None:
+    a, b = nodes
+    elastic = dataclasses.replace(ELASTIC, progress_timeout_s=2.0, boot_timeout_s=20.0)
+    job = start(fail_at=[(rank, 11, "backward")], signal=signal.SIGSTOP, sleep_s=0.2)
+    job.allocate({a: 1, b: 1}, elastic)
+    check(job.finish(), undisturbed)
+    assert any("lost replica" in change.reason for change in job.status().reallocations)
+
+
+def test_the_users_error_on_one_replica_ends_the_job_once(
+    nodes: list[str], start: Callable[..., RunningJob], tmp_path: Path
+) -> None:
+    a, b = nodes
+    job = start(fail_at=[(1, 11, "forward")], raises=True)
+    job.allocate({a: 1, b: 1}, ELASTIC)
+    began = time.monotonic()
+    with pytest.raises(RayTaskError) as raised:
+        job.finish()
+    assert time.monotonic() - began < 30
+    message = str(raised.value)
+    assert message.count("ValueError: no such luck in forward") >= 1
+    assert "gloo" not in message.lower()
+    assert job.status().phase is Phase.ENDED
