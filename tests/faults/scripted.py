@@ -22,6 +22,7 @@ WHERE = (
     "between epochs",
     "after report",
 )
+"""And "joining": a newcomer of this rank, as it forms its first group of several, at whatever step."""
 
 
 def training_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -86,7 +87,17 @@ def training_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
         network[0].register_forward_hook(lambda *_: maybe_fail("forward"))
         network[0].weight.register_hook(lambda _: maybe_fail("backward"))
         optimizer.register_step_pre_hook(lambda *_: maybe_fail("optimizer.step"))
-        all_reduce = dist.all_reduce
+        all_reduce, init_process_group = dist.all_reduce, dist.init_process_group
+
+        def failing_init(*args: Any, **kwargs: Any) -> None:
+            if any(place == "joining" and rank == kwargs["rank"] for rank, _, place in config.get("fail_at", ())):
+                flag = Path(config["flags"]) / "struck-joining"
+                if kwargs["world_size"] > 1 and not flag.exists():
+                    flag.touch()
+                    os.kill(os.getpid(), config.get("signal", signal.SIGKILL))
+            init_process_group(*args, **kwargs)
+
+        dist.init_process_group = failing_init
 
         def failing_all_reduce(*args: Any, **kwargs: Any) -> Any:
             work = all_reduce(*args, **kwargs)
@@ -127,7 +138,7 @@ def training_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
                 maybe_fail("after report")
                 maybe_fail("between epochs")
         finally:
-            dist.all_reduce = all_reduce
+            dist.all_reduce, dist.init_process_group = all_reduce, init_process_group
         return {
             "weights": weights,
             "lr": scheduler.get_last_lr(),

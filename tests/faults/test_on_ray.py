@@ -95,6 +95,25 @@ def test_a_replica_that_is_stopped_is_taken_as_lost(
     assert any("lost replica" in change.reason for change in job.status().reallocations)
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_newcomer_that_is_lost_as_it_joins_costs_the_others_seconds(
+    how: signal.Signals, nodes: list[str], start: Callable[..., RunningJob], undisturbed: SurvivingTrial
+) -> None:
+    a, b = nodes
+    elastic = dataclasses.replace(ELASTIC, progress_timeout_s=5.0)
+    job = start(fail_at=[(1, 0, "joining")], signal=how, epochs=1000, sleep_s=0.01)
+    job.allocate({a: 1}, elastic)
+    job.wait_for({a: 1})
+    job.allocate({a: 1, b: 1}, elastic)
+    job.wait_until(lambda status: bool(status.trouble), "the newcomer's end")
+    status = job.wait_until(lambda status: status.num_replicas == 2, "another newcomer")
+    assert max(change.pause_s for change in status.reallocations) < 10
+    job.wait_until(lambda _: len(job.results) > 3, "some results")
+    assert [result["epoch"] for result in job.results] == list(range(len(job.results)))
+    for result, expected in zip(job.results, undisturbed.results, strict=False):
+        assert result["weights"] == pytest.approx(expected["weights"], rel=1e-10)
+
+
 def test_the_users_error_on_one_replica_ends_the_job_once(
     nodes: list[str], start: Callable[..., RunningJob], tmp_path: Path
 ) -> None:

@@ -170,7 +170,7 @@ class ReplicaGroup:
             case Ready():
                 if record.state is ReplicaState.STANDING:
                     record.place = Place(position=event.position, kind=LoopKind.TRAINING)
-                if record.state is ReplicaState.STARTING:
+                if record.is_newcomer:
                     if not record.was_ready:
                         self.news.booted(self._clock() - record.since)
                     record.was_ready = True
@@ -348,6 +348,9 @@ class ReplicaGroup:
             return
         except PlanAborted as error:
             logger.info("plan given up: %s", error)
+            for record in members:  # whoever is alive says again that it is ready
+                if record.is_newcomer and record.since < began:
+                    record.state, record.position, record.since = ReplicaState.STARTING, None, self._clock()
             if self._recovery.is_open:
                 return
             if source is None:

@@ -88,8 +88,10 @@ class Starter:
 
     def give_up_in_s(self, record: ReplicaRecord, elastic: ElasticConfig) -> float:
         """How long a replica that starts may still take, seconds. A function that took long to get to its first loop
-        may do so again."""
+        may do so again; one that was there already is on its way to a later one, or was lost as it joined."""
         timeout_s = max(elastic.boot_timeout_s, 3 * (self.news.boot_s or 0.0))
+        if record.was_ready:
+            timeout_s = elastic.join_timeout_s
         return record.since + timeout_s - self.clock()
 
     async def _live(self, record: ReplicaRecord, elastic: ElasticConfig, alone_for: str | None) -> None:

@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 _CALL_TIMEOUT_S = 60.0
 """A replica that does not answer a control call in this time is taken as lost; `ask` waits for its session, too."""
+_TELL_TIMEOUT_S = 10.0
+"""A newcomer that stands at its loop and does not take its plan in this time hangs; nobody waits for it yet."""
 _MAX_ATTEMPTS = 5
 """Targets that may be missed in a row. Each one lies an epoch further ahead than the one before."""
 _LOOK_INTERVAL_S = 0.05
@@ -255,7 +257,7 @@ class Switcher:
         answer: asyncio.Future[Switched | Missed] = asyncio.get_running_loop().create_future()
         self._pending = _Pending(plan, answer)
         try:
-            await asyncio.gather(*(ask(record, "join", plan) for record in newcomers))
+            await asyncio.gather(*(ask(record, "join", plan, timeout_s=_TELL_TIMEOUT_S) for record in newcomers))
             if source is not None:
                 trains = source.state is ReplicaState.MEMBER
                 await ask(source, "reallocate" if trains else "join", plan)
