@@ -17,7 +17,7 @@ import math
 import pickle
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +106,10 @@ class ElasticSession:
         self._snapshot = snapshot
         self._start = start
         self._background: ThreadPoolExecutor | None = None
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="adaptdl-sender")
+        """Sends results and snapshots, in their order."""
+        self._sent: Future[None] | None = None
+        """The last of them."""
         self._reset()
 
     def _reset(self) -> None:
@@ -135,7 +139,8 @@ class ElasticSession:
         """The last one that was sent, if this replica is rank 0, or by rank 0; with the number `num_results`."""
         self.num_folds = 0
         self._skip_to: Position | None = None
-        self._rng: dict[str, Any] | None = None
+        self._rngs: Sequence[Any] = ()
+        """States of random numbers by rank, to be restored."""
         self._models: list[weakref.ref[AdaptiveDataParallel]] = []
         self._stepped: list[AdaptiveDataParallel] = []
         self._stepped_before: list[AdaptiveDataParallel] = []
@@ -145,7 +150,6 @@ class ElasticSession:
         self._num_out_of_memory = num_out_of_memory()
         self._main_loader: weakref.ref[AdaptiveDataLoader] | None = None
         self._updated_at = self._snapshot_at = now
-        self._snapshot_write: Future[None] | None = None
         self._next_report_snapshot_at = now
         if self._snapshot is not None:
             self.load(read_snapshot(self._snapshot), resume=True)
@@ -342,6 +346,7 @@ class ElasticSession:
             self.host.left(self.generation)
             return False
         self.flush_report()
+        self._await_sent()
         if self._background is not None:
             self._background.shutdown(wait=True)
         return True
@@ -349,6 +354,8 @@ class ElasticSession:
     def close(self) -> None:
         """Ends the process group; the session cannot be used afterwards."""
         self.drop_group()
+        self._await_sent()
+        self._sender.shutdown(wait=True)
         if self._background is not None:
             self._background.shutdown(wait=True)
 
@@ -391,7 +398,7 @@ class ElasticSession:
         self._tell_switched()
         if self.rank == 0 and reports_again and self._last_report is not None:
             metrics, files = self._last_report
-            self.host.report(metrics, files, write_snapshot(self.capture()), self.num_results)
+            self._send_report(metrics, files, self.capture())
 
     def drop_group(self) -> None:
         """Takes this replica out of its group.
@@ -439,6 +446,7 @@ class ElasticSession:
         self._reports_seen = self._reports_done = 0
         self.flush_report()
         if self.joined and self.rank == 0 and self.finished_epochs == self._total_epochs:
+            self._await_sent()
             self._write_snapshot(self.capture())
 
     def abandon_epoch(self) -> None:
@@ -474,9 +482,9 @@ class ElasticSession:
             if self.is_skipping:
                 self._loop_index += 1
                 return None
-            if self._rng is not None:
-                set_rng_state(self._rng)
-                self._rng = None
+            if self.rank < len(self._rngs):
+                set_rng_state(self._rngs[self.rank])
+            self._rngs = ()
             loop = self.loop = self._new_loop(loader)
             if was_broken:  # the others are in the loop, or at its end
                 loop.lost_replicas, loop.hands_out = True, loop.training
@@ -834,7 +842,7 @@ class ElasticSession:
     def _snapshot_due(self) -> bool:
         if self.snapshot_interval_s is None or time.monotonic() - self._snapshot_at < self.snapshot_interval_s:
             return False
-        return self._snapshot_write is None or self._snapshot_write.done()
+        return self._sent is None or self._sent.done()
 
     def _better_batch(self) -> Batch | None:
         """A batch size for the loop that runs that is worth a change; looked for at its start and every 30 s."""
@@ -866,14 +874,16 @@ class ElasticSession:
         assert isinstance(notice, Notice)
         if notice.interrupt or notice.snapshot or notice.plan is not None:
             self._fold()
+        rngs = group.all_gather_object(rng_state()) if notice.interrupt or notice.snapshot else []
         if notice.interrupt:
             if self.rank == 0:
-                self._write_snapshot(self.capture())
+                self._await_sent()
+                self._write_snapshot(self.capture(rngs))
             group.all_gather_object(None)
             raise KeyboardInterrupt
         if notice.snapshot and self.rank == 0:
             self._snapshot_at = time.monotonic()
-            self._snapshot_write = self.background().submit(self._write_snapshot, self.capture())
+            self._sent = self._sender.submit(self._write_snapshot, self.capture(rngs))
         if notice.batch is not None:
             loop.loader.batch, loop.better_batch = notice.batch, None
         if notice.plan is not None:
@@ -947,15 +957,20 @@ class ElasticSession:
 
     # -- states -------------------------------------------------------------------------------------------------------
 
-    def capture(self) -> dict[str, Any]:
-        """The whole state of the trial, as a copy that later steps do not change."""
-        state = {"session": self._state_dict(), "states": self.registry.state_dict(), "rng": rng_state()}
+    def capture(self, rngs: Sequence[Any] = ()) -> dict[str, Any]:
+        """The whole state of the trial, as a copy that later steps do not change. `rngs`: the random numbers' of all
+        replicas in rank order, if they are known."""
+        state = {
+            "session": self._state_dict(),
+            "states": self.registry.state_dict(),
+            "rngs": list(rngs) or [rng_state()],
+        }
         copied: dict[str, Any] = copy_states(state)
         return copied
 
     def shared_states(self) -> dict[str, Any]:
-        """As `capture`, for a broadcast at once: not copied, without random numbers."""
-        return {"session": self._state_dict(), "states": self.registry.state_dict()}
+        """As `capture`, for a broadcast at once: not copied; random numbers only if they wait to be restored."""
+        return {"session": self._state_dict(), "states": self.registry.state_dict(), "rngs": self._rngs}
 
     def _state_dict(self) -> dict[str, Any]:
         return {
@@ -987,12 +1002,12 @@ class ElasticSession:
         self.last_step_at = time.monotonic() - session["since_last_step_s"]
         self.tuner.load_state_dict(session["tuner"])
         self._reports_done = session["num_reports"]
+        self._rngs = states["rngs"]
         if resume:
             epoch, loop = session["position"]
             self.finished_epochs = session["finished_epochs"]
             self._skip_to = Position(epoch=epoch, loop=loop)
             self._replay = (epoch, list(session["record"]))
-            self._rng = states.get("rng")
         else:
             assert (self.position.epoch, self.position.loop) == tuple(session["position"]), (self.position, session)
             self._record, self._reports_seen = list(session["record"]), session["num_reports"]
@@ -1046,14 +1061,32 @@ class ElasticSession:
         metrics, files = self._last_report
         if self.rank != 0:
             return
-        snapshot = None
+        states = None
         started = time.monotonic()
         if files is not None or started >= self._next_report_snapshot_at:
-            snapshot = write_snapshot(self.capture())
+            states = self.capture()
             now = self._snapshot_at = time.monotonic()
             if now - started > _CHEAP_SNAPSHOT_S:
                 self._next_report_snapshot_at = now + (now - started) * (1 / _SNAPSHOT_SHARE - 1)
-        self.host.report(metrics, files, snapshot, self.num_results)
+        self._send_report(metrics, files, states)
+
+    def _send_report(
+        self, metrics: dict[str, Any], files: dict[str, bytes] | None, states: dict[str, Any] | None
+    ) -> None:
+        """Sends a result, when the one before was taken; training does not wait for more than that."""
+        self._await_sent()
+        number = self.num_results
+
+        def send() -> None:
+            self.host.report(metrics, files, None if states is None else write_snapshot(states), number)
+
+        self._sent = self._sender.submit(send)
+
+    def _await_sent(self) -> None:
+        """Waits until all that was sent was taken. Raises what went wrong with it."""
+        sent, self._sent = self._sent, None
+        if sent is not None:
+            sent.result()
 
     def metrics(self) -> dict[str, float]:
         """The columns this replica adds to results."""
