@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import unittest.mock
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +19,15 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from adaptdl.runtime import ElasticConfig
-from adaptdl.tune import AdaptDLScheduler
+from adaptdl.torch.ambient import close_local_session
+from adaptdl.tune import AdaptDLScheduler, DistributedTrainableCreator
 from adaptdl.tune.bookkeeper import Bookkeeper
 
 NUM_CPUS = 2
 
 
 def regression() -> Callable[[dict[str, Any]], None]:
-    """Reports its parameters after each epoch; float64, a fixed batch size, the data in an order of its own.
+    """Reports its (first) parameters after each epoch; float64, a fixed batch size, the data in an order of its own.
 
     Config: epochs, sleep_s (per step), width (of the model, to make another one), checkpoints (of the user's own).
     """
@@ -57,7 +59,7 @@ def regression() -> Callable[[dict[str, Any]], None]:
                 torch.nn.functional.mse_loss(model(x), y.expand(-1, network.out_features)).backward()
                 optimizer.step()
                 time.sleep(config.get("sleep_s", 0.01))
-            weights = torch.cat([parameter.detach().reshape(-1) for parameter in network.parameters()]).tolist()
+            weights = torch.cat([parameter.detach().reshape(-1)[:20] for parameter in network.parameters()]).tolist()
             metrics = {"epoch": epoch, "weights": weights, "began_at": began_at, "replica_pid": os.getpid()}
             with contextlib.ExitStack() as stack:
                 checkpoint = None
@@ -70,6 +72,20 @@ def regression() -> Callable[[dict[str, Any]], None]:
     return train
 
 
+def undisturbed(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `regression` reports when nothing happens to it, on one replica and without Ray."""
+    reported: list[dict[str, Any]] = []
+
+    def report(metrics: dict[str, Any], **_: Any) -> None:
+        reported.append(metrics)
+
+    close_local_session()
+    with unittest.mock.patch.object(tune, "report", report):
+        regression()({**config, "sleep_s": 0.0, "checkpoints": False})
+    close_local_session()
+    return reported
+
+
 @contextmanager
 def local_ray() -> Iterator[str]:
     context = ray.init(address="local", num_cpus=NUM_CPUS, include_dashboard=False, log_to_driver=False)
@@ -79,11 +95,11 @@ def local_ray() -> Iterator[str]:
         ray.shutdown()
 
 
-def run(trainable: Any, tmp_path: Path, *callbacks: Callback, **more: Any) -> list[Trial]:
+def run(function: Any, tmp_path: Path, *callbacks: Callback, **more: Any) -> list[Trial]:
     """One experiment; its trials."""
     more.setdefault("scheduler", scheduler())
     analysis = tune.run(
-        trainable,
+        DistributedTrainableCreator(function),
         name="experiment",
         storage_path=str(tmp_path),
         callbacks=[Bookkeeper(), *callbacks],

@@ -1,7 +1,7 @@
-"""One trial under Tune on a cluster whose nodes go: the experiment runs in a thread, and the test is what happens to it.
+"""One trial under Tune on a cluster whose machines go: the experiment runs in a thread, and the test is what happens to it.
 
-What the trial trains is `tests.faults.scripted`. Every optimizer step of every replica is written to a file, with its time, so
-that a test sees what training itself has noticed of a fault.
+The trial trains `tests.faults.scripted`. Every optimizer step of every replica is written to a file, with its time: a test
+sees what training itself has noticed of a fault.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ from adaptdl.runtime import ElasticConfig, JobStatus
 from adaptdl.tune import AdaptDLScheduler
 from tests.faults.scripted import training_function
 
-__all__ = ["Experiment", "Nodes", "Spread", "Step", "is_loss", "undisturbed"]
+__all__ = ["DEADLINE_S", "Experiment", "Machines", "Spread", "Step", "undisturbed"]
 
-PACE_S = 0.05
+DEADLINE_S = 60.0
+"""Of a wait. Nothing takes as long, but starting a replica takes some 10 s if much else goes on."""
+
+PACE_S = 0.1
 """Pause after each step until the test lets the training hurry to its end."""
 
 
@@ -44,8 +47,8 @@ class Step:
     num_replicas: int
     node_id: str
     pid: int
-    at: float
-    """Monotonic seconds, of the machine."""
+    made_at: float
+    """Monotonic seconds; all processes of one computer have the same clock."""
 
 
 def paced_function() -> Callable[[dict[str, Any]], None]:
@@ -62,6 +65,7 @@ def paced_function() -> Callable[[dict[str, Any]], None]:
         from pathlib import Path
 
         import ray
+        import torch
         from ray import tune
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -69,19 +73,20 @@ def paced_function() -> Callable[[dict[str, Any]], None]:
 
         session, flags = current_session(), Path(config["flags"])
         node_id = ray.get_runtime_context().get_node_id()
-        pid = os.getpid()
 
-        def made(*_: Any) -> None:
-            line = {
+        def made(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            if all(model._optimizer is not optimizer for model in session.models()):
+                return  # of the warm-up
+            step = {
                 "number": session.num_steps + 1,
                 "rank": session.rank,
                 "num_replicas": session.num_replicas,
                 "node_id": node_id,
-                "pid": pid,
-                "at": time.monotonic(),
+                "pid": os.getpid(),
+                "made_at": time.monotonic(),
             }
-            with open(flags / "steps", "a") as log:  # one write of one line: those of several replicas do not mix
-                log.write(json.dumps(line) + "\n")
+            with open(flags / "steps", "a") as log:  # a line is one write: those of several replicas do not mix
+                log.write(json.dumps(step) + "\n")
             if not (flags / "hurry").exists():
                 time.sleep(pace_s)
 
@@ -95,47 +100,67 @@ def paced_function() -> Callable[[dict[str, Any]], None]:
 
 
 def undisturbed(epochs: int) -> list[dict[str, Any]]:
-    """What one replica reports, in this process, without Ray."""
+    """What one replica reports, in this process and without Ray."""
+    import torch
+
     from adaptdl.torch.ambient import close_local_session
 
     results: list[dict[str, Any]] = []
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         training_function()({"epochs": epochs, "report": results.append})
     finally:
         close_local_session()
+        torch.set_num_threads(num_threads)
     return results
 
 
 class Spread:
-    """A policy that puts one replica of each job on each of `num_nodes` nodes, as far as there are so many.
-
-    Jobs stay where they are as long as they can.
-    """
+    """A policy: one replica of each job on each of `num_nodes` nodes, or on as many as there are; those that it has first."""
 
     def __init__(self, num_nodes: int) -> None:
         self._num_nodes = num_nodes
 
     def allocate(self, nodes: Sequence[Node], jobs: Sequence[Job], current: Mapping[str, Allocation]) -> Decision:
-        usable = sorted(node.node_id for node in nodes if not node.draining and node.resources.get("CPU", 0.0) >= 1)
         allocations: dict[str, Allocation] = {}
         for job in jobs:
+            usable = [
+                node.node_id
+                for node in nodes
+                if not node.draining
+                and all(node.resources.get(name, 0.0) >= amount for name, amount in job.resources.items())
+            ]
             here = current.get(job.job_id, {})
-            chosen = sorted(usable, key=lambda node_id: node_id not in here)[: self._num_nodes]
-            allocations[job.job_id] = {node_id: 1 for node_id in sorted(chosen)}
+            chosen = sorted(usable, key=lambda node_id: (node_id not in here, node_id))[: self._num_nodes]
+            allocations[job.job_id] = dict.fromkeys(sorted(chosen), 1)
         return Decision(allocations=allocations, objective=0.0, gap=None, message="spread")
 
 
-class Nodes:
-    """The nodes of a cluster with two CPUs each. They have no memory for coordinators: those stay on the head."""
+class Machines:
+    """Nodes of two CPUs. They have no memory to give to coordinators, which so stay on the head."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._nodes: dict[str, Any] = {}
+        self._draining: set[str] = set()
 
     def add(self) -> str:
         node = self._cluster.add_node(num_cpus=2, memory=0)
         self._nodes[node.node_id] = node
         return str(node.node_id)
+
+    def provide(self, number: int) -> list[str]:
+        """`number` nodes, and no other one that Ray takes for alive."""
+        for node_id in self._draining & set(self._nodes):
+            self.lose(node_id)
+        for _ in range(number - len(self._nodes)):
+            self.add()
+        deadline = time.monotonic() + DEADLINE_S
+        while ghosts := self.seem_alive() - set(self._nodes) - {self._cluster.head_node.node_id}:
+            assert time.monotonic() < deadline, f"waited {DEADLINE_S:g} s for Ray to notice that {ghosts} are gone"
+            time.sleep(0.1)
+        return list(self._nodes)
 
     def drain(self, node_id: str, deadline_s: float) -> None:
         """Gives notice that the node will go in `deadline_s`, as providers of spot instances do."""
@@ -149,9 +174,10 @@ class Nodes:
             int((time.time() + deadline_s) * 1000),
         )
         assert accepted, message
+        self._draining.add(node_id)
 
-    def kill(self, node_id: str) -> None:
-        """The node is gone, without notice."""
+    def lose(self, node_id: str) -> None:
+        """The node is gone at once, with all its processes."""
         self._cluster.remove_node(self._nodes.pop(node_id), allow_graceful=False)
 
     @staticmethod
@@ -161,72 +187,25 @@ class Nodes:
 
 
 class _StopsWhenTold(Stopper):
-    def __init__(self) -> None:
-        self.told = threading.Event()
+    told = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return self.told.is_set()
+        return self.told
 
     def stop_all(self) -> bool:
-        return self.told.is_set()
+        return self.told
 
 
-class Experiment(Callback):
-    """A trial that runs while the test goes on. As a context it ends the experiment, whatever has happened.
+class _Watches(Callback):
+    """What Tune has seen."""
 
-    Args:
-        flags: an empty directory.
-        epochs: of 8 steps each.
-        policy: divides the cluster; AdaptDL's own if None.
-        elastic: of the trial.
-    """
-
-    def __init__(
-        self, flags: Path, *, epochs: int, policy: Policy | None = None, elastic: ElasticConfig | None = None
-    ) -> None:
-        self._flags = flags
-        self._stopper = _StopsWhenTold()
-        self._scheduler = AdaptDLScheduler(policy=policy, interval_s=1.0, elastic=elastic)
-        self._epochs = epochs
-        self._thread = threading.Thread(target=self._run, name="experiment", daemon=True)
-        self._failure: BaseException | None = None
-        self._trial: Trial | None = None
+    def __init__(self) -> None:
+        self.trial: Trial | None = None
         self.results: list[dict[str, Any]] = []
-        """What Tune has received."""
         self.num_errors = 0
-        """Of which Tune was told."""
-        self.status: JobStatus | None = None
-        """The last that the coordinator has said."""
-
-    def __enter__(self) -> Experiment:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stopper.told.set()
-        self._thread.join(20)
-        assert not self._thread.is_alive(), "waited 20 s for the experiment to stop"
-
-    def _run(self) -> None:
-        try:
-            tune.run(
-                paced_function(),
-                name="experiment",
-                config={"epochs": self._epochs, "flags": str(self._flags)},
-                scheduler=self._scheduler,
-                stop=self._stopper,
-                callbacks=[self],
-                storage_path=str(self._flags / "storage"),
-                raise_on_failed_trial=False,
-                verbose=0,
-            )
-        except BaseException as error:  # noqa: BLE001 (the test is told)
-            self._failure = error
-
-    # -- from Tune ------------------------------------------------------------------------------------------------------
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._trial = trial
+        self.trial = trial
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -239,25 +218,96 @@ class Experiment(Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.num_errors += 1
 
-    # -- for the test ---------------------------------------------------------------------------------------------------
+
+class Experiment:
+    """A trial that runs while the test goes on. As a context it ends the experiment, whatever has happened.
+
+    Args:
+        flags: an empty directory.
+        epochs: of 8 steps each.
+        policy: divides the cluster; AdaptDL's own if None.
+        elastic: of the trial.
+    """
+
+    def __init__(self, flags: Path, *, epochs: int, policy: Policy | None = None, elastic: ElasticConfig) -> None:
+        self._flags = flags
+        self._epochs = epochs
+        self._scheduler = AdaptDLScheduler(policy=policy, interval_s=1.0, elastic=elastic)
+        self._stopper = _StopsWhenTold()
+        self._watches = _Watches()
+        self._thread = threading.Thread(target=self._run, name="experiment", daemon=True)
+        self._failure: BaseException | None = None
+        self.status: JobStatus | None = None
+        """What the coordinator has said last."""
+
+    def __enter__(self) -> Experiment:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopper.told = True
+        self._thread.join(DEADLINE_S)
+        if error is None:
+            assert not self._thread.is_alive(), f"waited {DEADLINE_S:g} s for the experiment to stop"
+
+    def _run(self) -> None:
+        try:
+            tune.run(
+                paced_function(),
+                name="experiment",
+                config={"epochs": self._epochs, "flags": str(self._flags)},
+                scheduler=self._scheduler,
+                stop=self._stopper,
+                callbacks=[self._watches],
+                storage_path=str(self._flags / "storage"),
+                raise_on_failed_trial=False,
+                verbose=0,
+            )
+        except BaseException as error:  # noqa: BLE001 (the test raises it)
+            self._failure = error
+
+    # -- what has happened so far -------------------------------------------------------------------------------------
+
+    @property
+    def results(self) -> Sequence[Mapping[str, Any]]:
+        """What Tune has received."""
+        return self._watches.results
+
+    @property
+    def num_errors(self) -> int:
+        """Of which Tune was told."""
+        return self._watches.num_errors
 
     @property
     def steps(self) -> list[Step]:
-        """All that was made so far, in the order of time."""
+        """Those of all replicas, in the order of time."""
         path = self._flags / "steps"
-        if not path.exists():
-            return []
-        whole = path.read_text().rpartition("\n")[0]
-        return sorted((Step(**json.loads(line)) for line in whole.splitlines()), key=lambda step: step.at)
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        steps = [Step(**json.loads(line)) for line in lines if line.endswith("\n")]
+        return sorted(steps, key=lambda step: step.made_at)
 
     @property
-    def first_steps(self) -> list[Step]:
+    def leading_steps(self) -> list[Step]:
         """Those of rank 0, whoever that was."""
         return [step for step in self.steps if step.rank == 0]
 
+    @property
+    def reasons(self) -> list[str]:
+        """Of the reallocations."""
+        return [] if self.status is None else [change.reason for change in self.status.reallocations]
+
+    def living_replicas(self) -> set[int]:
+        """Processes that have trained and are still there."""
+        return {pid for pid in {step.pid for step in self.steps} if _is_alive(pid)}
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
     def look(self) -> JobStatus | None:
-        """Asks the coordinator; None if there is none, or if it does not answer."""
-        coordinator = None if self._trial is None else self._trial.temporary_state.ray_actor
+        """Asks the coordinator; None if there is none that answers."""
+        trial = self._watches.trial
+        coordinator = None if trial is None else trial.temporary_state.ray_actor
         if coordinator is None:
             return None
         try:
@@ -266,7 +316,7 @@ class Experiment(Callback):
             return None
         return self.status
 
-    def wait_until(self, condition: Callable[[JobStatus], Any], what: str, timeout_s: float = 30.0) -> JobStatus:
+    def wait_until(self, condition: Callable[[JobStatus], Any], what: str, timeout_s: float = DEADLINE_S) -> JobStatus:
         """Looks at the trial until `condition` holds."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -277,21 +327,17 @@ class Experiment(Callback):
             assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}: {self.status}"
             time.sleep(0.05)
 
-    def wait_for_training(self, allocation: Callable[[Mapping[str, int]], bool], what: str, timeout_s: float = 30.0) -> JobStatus:
-        """Until the trial has made ten steps with replicas as `allocation` wants them."""
-        since: float | None = None
+    def wait_for_training(self, num_replicas: int, *, without: str = "", num_steps: int = 10) -> JobStatus:
+        """Until so many steps were made from now on by so many replicas, none of which is on the node `without`."""
+        began = time.monotonic()
 
         def trains(status: JobStatus) -> bool:
-            nonlocal since
-            if not allocation(status.allocation):
-                since = None
-                return False
-            since = since or time.monotonic()
-            return sum(step.at > since for step in self.first_steps) >= 10
+            steps = [step for step in self.leading_steps if step.made_at > began and step.num_replicas == num_replicas]
+            return len(steps) >= num_steps and without not in status.allocation
 
-        return self.wait_until(trains, what, timeout_s)
+        return self.wait_until(trains, f"{num_steps} steps of {num_replicas} replicas off {without[:8] or 'nothing'}")
 
-    def finish(self, timeout_s: float = 30.0) -> Trial:
+    def finish(self, timeout_s: float = DEADLINE_S) -> Trial:
         """Lets the trial run to its end."""
         (self._flags / "hurry").touch()
         deadline = time.monotonic() + timeout_s
@@ -301,12 +347,8 @@ class Experiment(Callback):
             self._thread.join(0.2)
         if self._failure is not None:
             raise self._failure
-        assert self._trial is not None
-        return self._trial
-
-    def pids_alive(self) -> set[int]:
-        """Processes of replicas that are still there."""
-        return {pid for pid in {step.pid for step in self.steps} if _is_alive(pid)}
+        assert self._watches.trial is not None
+        return self._watches.trial
 
 
 def _is_alive(pid: int) -> bool:
@@ -315,8 +357,3 @@ def _is_alive(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except (ProcessLookupError, FileNotFoundError):
         return False
-
-
-def is_loss(reason: str) -> bool:
-    """Whether a reallocation was made since something was lost; not if the allocator saw it coming."""
-    return reason.startswith(("lost ", "a group of "))

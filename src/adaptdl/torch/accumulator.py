@@ -100,7 +100,7 @@ class Accumulator(State):
         """Within it the totals can be read. Every replica must enter it, at the same place in the code."""
         if self._readable:
             raise UsageError("`synchronized` of one Accumulator cannot be nested")
-        total = self.session.agree_on_sums(self._sums, self._changes)
+        total = self.session.sums.agree(self._sums, self._changes)
         self._sums, self._changes, self._mark = dict(total), {}, {}
         self._readable = True
         try:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from adaptdl.errors import UsageError
 from adaptdl.goodput import BatchSizeBounds
 from adaptdl.torch.loop import Action, Loop, Micro
+from adaptdl.torch.parting import lost_positions
 from adaptdl.torch.registry import State
 from adaptdl.torch.sampler import ElasticSampler
 from adaptdl.torch.tuning import Batch, fit_to
@@ -224,7 +225,7 @@ class AdaptiveDataLoader(State):
         """Hands out, in a loop without steps, what was done by replicas that were lost before all had come to its end."""
         batch_size, n = self.batch.batch_size, self.num_samples
         num_covered = n - n % batch_size if self.sampler.drop_last else n
-        while positions := self.session.lost_positions(loop, num_covered):
+        while positions := lost_positions(self.session, loop, num_covered):
             order = self.sampler.permutation()
             size = max(1, self.batch.atomic_batch_size)
             chunks = [positions[i : i + size] for i in range(0, len(positions), size)]

@@ -9,9 +9,20 @@ process, as a job that is resumed does, and gets at most half as many samples in
 
 from __future__ import annotations
 
+import logging
+from typing import TYPE_CHECKING
+
 import torch
 
-__all__ = ["is_out_of_memory", "num_out_of_memory", "release_memory", "smaller_pass"]
+from adaptdl.torch.group import GroupBroken
+from adaptdl.torch.transfer import write_snapshot
+
+if TYPE_CHECKING:
+    from adaptdl.torch.session import ElasticSession
+
+__all__ = ["is_out_of_memory", "makes_do_with_less", "num_out_of_memory"]
+
+logger = logging.getLogger(__name__)
 
 _SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
@@ -30,12 +41,32 @@ def num_out_of_memory() -> int:
     return sum(int(torch.cuda.memory_stats(device).get("num_ooms", 0)) for device in range(torch.cuda.device_count()))
 
 
-def smaller_pass(size: int, low: int) -> int | None:
-    """Samples to try when `size` did not fit, at least `low`; None: there is nothing smaller."""
-    return max(low, size // 2) if size > low else None
-
-
-def release_memory() -> None:
-    """Gives what torch keeps for later back to the device."""
+def makes_do_with_less(session: ElasticSession, error: Exception) -> bool:
+    """After `error` has ended the user's function: whether it can run again from the last step, with fewer samples in a pass."""
+    loop, micro, group = session.loop, session.micro, session.group
+    if not session.ran_out_of_memory or loop is None or micro is None or group is None or not is_out_of_memory(error):
+        return False
+    if group.num_replicas > 1 and not group.may_be_left:
+        return False
+    loader = loop.loader
+    low = (loader.bounds.local_bsz_bounds or (1, 1))[0] if loader.is_adaptive else 1
+    if micro.size <= low:
+        return False
+    most = session.most_samples[loader.name] = max(low, micro.size // 2)
+    logger.warning(
+        "out of memory with %d samples in one pass of %s: at most %d from now on (%s)",
+        micro.size,
+        loader.name,
+        most,
+        str(error).splitlines()[0],
+    )
+    broken = None
+    if group.num_replicas > 1:
+        broken = GroupBroken(f"out of memory with {micro.size} samples in one pass")
+        for accumulator in session.sums.accumulators():
+            accumulator.roll_back()
+        session.lose_group(broken)
+    session.restart_from(write_snapshot(session.capture()), broken)
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    return True

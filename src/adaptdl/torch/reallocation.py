@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from adaptdl.plan import Member, Plan, Switched
+from adaptdl.torch.batch_choice import agree_on_batch
 from adaptdl.torch.group import Group, GroupBroken, communicating
 from adaptdl.torch.mailbox import Leave
 from adaptdl.torch.transfer import broadcast_states, write_snapshot
@@ -186,14 +187,14 @@ def _enter(session: ElasticSession, plan: Plan, me: str) -> bool:
     elif states is not None and group.rank != 0:
         session.load(states, resume=False)
     else:
-        session.undo_void_step()
+        session.sums.undo_void_step()
     if hands_over and group.rank == 0:
         assert store is not None
         with communicating():
             store.set(_key(plan, "formed"), "")
     session.enter_group(group, plan, len({member.node_id for member in members}))
     session.pause = Pause(since=session.last_step_at, counts=session.num_steps > 0, dropped=dropped)
-    session.agree_on_batch()
+    agree_on_batch(session)
     return True
 
 

@@ -18,27 +18,31 @@ import pickle
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from adaptdl.errors import UsageError
-from adaptdl.goodput import GradParams, JobReport, ProfileKey, efficiency, gain
-from adaptdl.plan import Advance, Host, LoopKind, Member, Place, Plan, Position, Pulse, Switched, Update
+from adaptdl.goodput import GradParams, gain
+from adaptdl.plan import Advance, Host, LoopKind, Member, Place, Plan, Position, Pulse
 from adaptdl.torch import reallocation
-from adaptdl.torch.accumulator import Accumulator, add_changes
+from adaptdl.torch.attention import attend, drop_passed_plan, wants_attention
 from adaptdl.torch.exchange import Exchanged, StepExchange
 from adaptdl.torch.group import Group, GroupBroken
-from adaptdl.torch.loop import Action, Loop, Micro, Notice
+from adaptdl.torch.loop import Action, Loop, Micro
 from adaptdl.torch.mailbox import Leave, Mailbox, Order
-from adaptdl.torch.memory import is_out_of_memory, num_out_of_memory, release_memory, smaller_pass
+from adaptdl.torch.memory import makes_do_with_less, num_out_of_memory
+from adaptdl.torch.news import metrics, profile_key, send_update, tell_switched
+from adaptdl.torch.parting import part
 from adaptdl.torch.recovery import recover
 from adaptdl.torch.registry import Registry
+from adaptdl.torch.reports import Reports
 from adaptdl.torch.rng import rng_state, set_rng_state
 from adaptdl.torch.store import Store
-from adaptdl.torch.transfer import copy_states, read_snapshot, write_snapshot
-from adaptdl.torch.tuning import Batch, Tuner
+from adaptdl.torch.sums import Sums
+from adaptdl.torch.transfer import copy_states, read_snapshot
+from adaptdl.torch.tuning import Tuner
 from adaptdl.torch.warm_up import warm_up
 
 if TYPE_CHECKING:
@@ -50,11 +54,6 @@ __all__ = ["ElasticSession"]
 logger = logging.getLogger(__name__)
 
 _UPDATE_INTERVAL_S = 1.0
-_RETUNE_INTERVAL_S = 30.0
-_SNAPSHOT_SHARE = 0.05
-"""Largest share of the time that snapshots for results may take; beyond it results come without one."""
-_CHEAP_SNAPSHOT_S = 0.05
-"""A snapshot that takes no longer than this goes with every result."""
 
 
 class ElasticSession:
@@ -106,10 +105,7 @@ class ElasticSession:
         self._snapshot = snapshot
         self._start = start
         self._background: ThreadPoolExecutor | None = None
-        self._sender = ThreadPoolExecutor(1, thread_name_prefix="adaptdl-sender")
-        """Sends results and snapshots, in their order."""
-        self._sent: Future[None] | None = None
-        """The last of them."""
+        self.reports = Reports(self)
         self._reset()
 
     def _reset(self) -> None:
@@ -127,35 +123,38 @@ class ElasticSession:
         self.progress = 0.0
         self.pause_total_s = 0.0
         self.last_step_at = now
-        self._total_epochs: int | None = None
+        self.total_epochs: int | None = None
         self._entered = False
         self._loop_index = 0
-        self._record: list[dict[str, Any]] = []
-        self._replay: tuple[int, list[dict[str, Any]]] = (-1, [])
-        self._reports_seen = self._reports_done = 0
-        self.num_results = 0
-        self._pending_report: tuple[dict[str, Any], dict[str, bytes] | None] | None = None
-        self._last_report: tuple[dict[str, Any], dict[str, bytes] | None] | None = None
-        """The last one that was sent, if this replica is rank 0, or by rank 0; with the number `num_results`."""
-        self.num_folds = 0
+        self.sums = Sums(self)
+        self.reports.reset()
         self._skip_to: Position | None = None
         self._rngs: Sequence[Any] = ()
         """States of random numbers by rank, to be restored."""
         self._models: list[weakref.ref[AdaptiveDataParallel]] = []
-        self._stepped: list[AdaptiveDataParallel] = []
-        self._stepped_before: list[AdaptiveDataParallel] = []
+        self.stepped: list[AdaptiveDataParallel] = []
+        """Models whose gradients were reduced in the step that runs."""
+        self.stepped_before: list[AdaptiveDataParallel] = []
+        """And in the one before."""
         self.is_matching = False
         self._broken: GroupBroken | None = None
         self._out_of_memory = False
         self._num_out_of_memory = num_out_of_memory()
         self._main_loader: weakref.ref[AdaptiveDataLoader] | None = None
-        self._updated_at = self._snapshot_at = now
-        self._next_report_snapshot_at = now
+        self.updated_at = now
         if self._snapshot is not None:
             self.load(read_snapshot(self._snapshot), resume=True)
         if self._start is not None:
             self.finished_epochs = max(self.finished_epochs, self._start.position.epoch)
             self._go_to(self._start)
+
+    def restart_from(self, snapshot: bytes, broken: GroupBroken | None) -> None:
+        """Gets ready to run the user's function again, from `snapshot`; `broken`: without the group, which was lost."""
+        self._snapshot, self._start = snapshot, None
+        self._reset()
+        self._broken = broken
+        if self.group is not None:
+            self.exchange = StepExchange(self.group)
 
     # -- the control side: from any thread, returns at once -----------------------------------------------------------
 
@@ -171,9 +170,9 @@ class ElasticSession:
             position=self.position,
             kind=kind,
             steps=self.num_steps,
-            record=pickle.dumps(self._record),
-            num_sums=len(self._record),
-            num_folds=self.num_folds,
+            record=pickle.dumps(self.sums.record),
+            num_sums=len(self.sums.record),
+            num_folds=self.sums.num_folds,
         )
 
     def pulse(self) -> Pulse:
@@ -243,7 +242,7 @@ class ElasticSession:
     def _go_to(self, place: Place) -> None:
         self._skip_to = place.position
         if place.record:
-            self._replay = (place.position.epoch, pickle.loads(place.record))
+            self.sums.replay(place.position.epoch, pickle.loads(place.record))
 
     def models(self) -> list[AdaptiveDataParallel]:
         """The living models, in the order of their creation."""
@@ -281,7 +280,7 @@ class ElasticSession:
                 except Leave:
                     return False
                 except Exception as error:
-                    if self._makes_do_with_less(error):
+                    if makes_do_with_less(self, error):
                         continue
                     started_at = None if self._start is None else self._start.position
                     if self.joined or self._skip_to is None or self._skip_to == started_at:
@@ -293,44 +292,10 @@ class ElasticSession:
                         exc_info=True,
                     )
                     self._start = Place(
-                        position=self._skip_to, kind=LoopKind.BETWEEN, record=pickle.dumps(self._replay[1])
+                        position=self._skip_to, kind=LoopKind.BETWEEN, record=pickle.dumps(self.sums.replayed)
                     )
                     self._snapshot = None
                     self._reset()
-
-    def _makes_do_with_less(self, error: Exception) -> bool:
-        """After running out of memory: whether the function can go on from the last step, with fewer samples in a pass."""
-        loop, micro, group = self.loop, self.micro, self.group
-        if not self._ran_out_of_memory or loop is None or micro is None or group is None or not is_out_of_memory(error):
-            return False
-        if group.num_replicas > 1 and not group.may_be_left:
-            return False
-        loader = loop.loader
-        low = (loader.bounds.local_bsz_bounds or (1, 1))[0] if loader.is_adaptive else 1
-        most = smaller_pass(micro.size, low)
-        if most is None:
-            return False
-        logger.warning(
-            "out of memory with %d samples in one pass of %s: at most %d from now on (%s)",
-            micro.size,
-            loader.name,
-            most,
-            str(error).splitlines()[0],
-        )
-        self.most_samples[loader.name] = most
-        broken = GroupBroken(f"out of memory with {micro.size} samples in one pass")
-        if group.num_replicas > 1:
-            for accumulator in self._accumulators():
-                accumulator.roll_back()
-            self.lose_group(broken)
-        self._snapshot, self._start = write_snapshot(self.capture()), None
-        self._reset()
-        if group.num_replicas > 1:
-            self._broken = broken
-        else:
-            self.exchange = StepExchange(group)
-        release_memory()
-        return True
 
     def _join_alone(self) -> None:
         """The only replica of a first generation has nobody to wait for: it need not stand at a loop first."""
@@ -346,7 +311,7 @@ class ElasticSession:
             self.host.left(self.generation)
             return False
         self.flush_report()
-        self._await_sent()
+        self.reports.wait()
         if self._background is not None:
             self._background.shutdown(wait=True)
         return True
@@ -354,8 +319,7 @@ class ElasticSession:
     def close(self) -> None:
         """Ends the process group; the session cannot be used afterwards."""
         self.drop_group()
-        self._await_sent()
-        self._sender.shutdown(wait=True)
+        self.reports.close()
         if self._background is not None:
             self._background.shutdown(wait=True)
 
@@ -365,6 +329,13 @@ class ElasticSession:
     def is_broken(self) -> bool:
         """Whether the group was lost: the step that runs is void."""
         return self._broken is not None
+
+    def sound_group(self) -> Group:
+        """The group. Raises GroupBroken if it was lost."""
+        if self._broken is not None:
+            raise self._broken
+        assert self.group is not None
+        return self.group
 
     def note_broken(self, error: Exception) -> None:
         """A collective has failed, in whatever thread; the training thread sees to it at the next boundary."""
@@ -376,11 +347,11 @@ class ElasticSession:
         if self.group is not None:
             self.rank_before = self.group.rank
             self.group.abort()
-        stepped = self._stepped or self._stepped_before
+        stepped = self.stepped or self.stepped_before
         self.mailbox.clear()
         self.mailbox.plan = None
         self.drop_group()
-        self._stepped_before = stepped
+        self.stepped_before = stepped
         self.note_broken(error)
         if self.loop is not None:
             self.loop.lost_replicas, self.loop.steady_since = True, None
@@ -395,10 +366,9 @@ class ElasticSession:
     def regained_group(self, *, reports_again: bool) -> None:
         """A member again. `reports_again`: this replica has not led the group that was lost."""
         self._broken = None
-        self._tell_switched()
-        if self.rank == 0 and reports_again and self._last_report is not None:
-            metrics, files = self._last_report
-            self._send_report(metrics, files, self.capture())
+        tell_switched(self)
+        if self.rank == 0 and reports_again:
+            self.reports.send_again()
 
     def drop_group(self) -> None:
         """Takes this replica out of its group.
@@ -408,7 +378,7 @@ class ElasticSession:
         """
         for model in self.models():
             model.release()
-        self._stepped, self._stepped_before = [], []
+        self.stepped, self.stepped_before = [], []
         if self.group is not None:
             self.group.close()
         self.group = self.exchange = None
@@ -431,8 +401,9 @@ class ElasticSession:
             raise UsageError("remaining_epochs_until cannot be nested: end one epoch loop before the next one begins")
         self.registry.settle()
         if not self._entered:
-            self._entered, self._loop_index, self._record = True, 0, []
-        self.epoch, self._total_epochs = self.finished_epochs, total_epochs
+            self._entered, self._loop_index = True, 0
+            self.sums.begin_epoch()
+        self.epoch, self.total_epochs = self.finished_epochs, total_epochs
         self.registry.begin_epoch(self.epoch)
         return self.epoch
 
@@ -442,12 +413,12 @@ class ElasticSession:
         self.finished_epochs = self.epoch + 1
         if not self.joined and self._skip_to is not None:
             self.finished_epochs = max(self.finished_epochs, self._skip_to.epoch)
-        self.epoch, self._loop_index, self._record = None, 0, []
-        self._reports_seen = self._reports_done = 0
+        self.epoch, self._loop_index = None, 0
+        self.sums.begin_epoch()
+        self.reports.begin_epoch()
         self.flush_report()
-        if self.joined and self.rank == 0 and self.finished_epochs == self._total_epochs:
-            self._await_sent()
-            self._write_snapshot(self.capture())
+        if self.joined and self.rank == 0 and self.finished_epochs == self.total_epochs:
+            self.reports.send_snapshot_now(self.capture())
 
     def abandon_epoch(self) -> None:
         """The user has broken out of the epoch loop."""
@@ -495,12 +466,12 @@ class ElasticSession:
     def _begin_together(self, loop: Loop) -> bool:
         """All members begin a loop; False if this one was lost by the others, which stand further on."""
         self.last_step_at = time.monotonic()  # what came before the loop is not a pause of the training
-        self._drop_passed_plan()
+        drop_passed_plan(self)
         try:
-            self._launch_exchange()
-            seen = self._take_exchange()
+            self.launch_exchange()
+            seen = self.take_exchange()
             if seen.attention or seen.interrupted:
-                self._attend(loop, seen)
+                attend(self, loop, seen)
         except GroupBroken as error:
             recover(self, error)
             loop.hands_out = loop.training
@@ -549,23 +520,18 @@ class ElasticSession:
         """Ends a loop. `keep_company`: others may still be in it."""
         if self.loop is not loop:
             return
-        if self._ran_out_of_memory:
+        if self.ran_out_of_memory:
             return  # an error is on its way through the user's function: see `run`
         micro, self.micro = self.micro, None
         for model in self.models():
             model.end_loop()
-        while keep_company and self.joined:
-            try:
-                self._part(loop, micro)
-                break
-            except GroupBroken as error:
-                micro = None
-                recover(self, error)
+        if keep_company:
+            part(self, loop, micro)
         self.loop = None
         self._loop_index += 1
 
     @property
-    def _ran_out_of_memory(self) -> bool:
+    def ran_out_of_memory(self) -> bool:
         """Whether memory ran out for the batch in hand."""
         if self.micro is not None and num_out_of_memory() > self._num_out_of_memory:
             self._out_of_memory = True
@@ -575,72 +541,6 @@ class ElasticSession:
         """Memory has run out in a pass of a model."""
         self._out_of_memory = self.micro is not None
 
-    def _part(self, loop: Loop, micro: Micro | None) -> None:
-        """The members part at the end of a loop, when all have left it; sums and buffers are those of all of them."""
-        assert self.exchange is not None
-        if self._broken is not None:
-            raise self._broken
-        if self.exchange.launched and micro is not None:
-            loop.training, loop.steady_since = True, None
-            if not self._take_exchange().num_left:
-                self._count(loop, micro.batch_size, time.monotonic())
-        if self.num_replicas == 1:
-            return
-        if loop.training:
-            self._keep_company()
-        self._fold()
-        if loop.training:
-            for model in self.models():
-                model.broadcast_buffers()
-
-    def _keep_company(self) -> None:
-        """Takes part in exchanges, and with zeros in steps, until all replicas have left the loop."""
-        while True:
-            for model in self.models():
-                model.rebuild_buckets()
-            self._launch_exchange(left=True)
-            if self._take_exchange().num_left == self.num_replicas:
-                return
-            self.is_matching = True
-            try:
-                for model in self._stepped or self._stepped_before:
-                    model.match_step()
-            finally:
-                self.is_matching = False
-            if self._broken is not None:
-                raise self._broken
-
-    def lost_positions(self, loop: Loop, num_covered: int) -> list[int]:
-        """At the end of a loop without steps: positions of the pass which no replica that is left has done, since others were
-        lost, and which this one should do now. Empty once there are none, or this replica is to run on.
-
-        Args:
-            num_covered: the loop covers positions from `loop.covers_from` to this one.
-        """
-        while self.num_replicas > 1 or self.is_broken or loop.lost_replicas:
-            try:
-                if self._broken is not None:
-                    raise self._broken
-                group = self.group
-                if group is None:
-                    return []
-                gathered = group.all_gather_object((loop.lost_replicas, loop.shares))
-            except GroupBroken as error:
-                recover(self, error)
-                if not self.joined:
-                    return []
-                continue
-            if not any(lost for lost, _ in gathered):
-                return []
-            done: set[int] = set()
-            for _, shares in gathered:
-                for begin, number in shares:
-                    done.update(range(begin, begin + number))
-            left = [position for position in range(loop.covers_from, num_covered) if position not in done]
-            loop.lost_replicas = bool(left)
-            return left[group.rank :: group.num_replicas] if left else []
-        return []
-
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def begin_micro(self, micro: Micro) -> None:
@@ -648,33 +548,11 @@ class ElasticSession:
         self.micro = micro
         self.num_batches += 1
         self._out_of_memory = False
-        if micro.index == 0 and self._stepped:
-            self._stepped_before, self._stepped = self._stepped, []
-        if micro.index == 0 and self.num_replicas > 1:
-            for accumulator in self._accumulators():
-                accumulator.mark()
-        self._tell_switched()
-
-    def _tell_switched(self) -> None:
-        """A generation goes on with its first batch."""
-        if self.pause is None:
-            return
-        pause, self.pause = self.pause, None
-        pause_s = time.monotonic() - pause.since if pause.counts else 0.0
-        self.pause_total_s += pause_s
-        if self.rank == 0:
-            self.host.switched(
-                Switched(
-                    generation=self.generation,
-                    num_replicas=self.num_replicas,
-                    num_nodes=self.num_nodes,
-                    position=self.position,
-                    steps=self.num_steps,
-                    pause_s=pause_s,
-                    dropped=pause.dropped,
-                )
-            )
-            self._send_update()
+        if micro.index == 0 and self.stepped:
+            self.stepped_before, self.stepped = self.stepped, []
+        if micro.index == 0:
+            self.sums.mark()
+        tell_switched(self)
 
     @property
     def is_accumulating(self) -> bool:
@@ -697,11 +575,11 @@ class ElasticSession:
         """`model` begins to reduce its gradients."""
         if self.is_matching or self.loop is None or self.micro is None:
             return
-        self._stepped.append(model)
+        self.stepped.append(model)
         assert self.exchange is not None
         if not self.exchange.launched:
             try:
-                self._launch_exchange()
+                self.launch_exchange()
             except GroupBroken as error:
                 self.note_broken(error)
 
@@ -736,8 +614,7 @@ class ElasticSession:
             is_over: whether the loop ends here anyway, given the progress made.
         """
         try:
-            if self._broken is not None:
-                raise self._broken
+            self.sound_group()
             return self._end_of_step(loop, batch_size, is_over)
         except GroupBroken as error:
             recover(self, error)
@@ -751,10 +628,10 @@ class ElasticSession:
         if self.exchange.launched:
             loop.training = True
             self._main_loader = weakref.ref(loop.loader)
-            seen = self._take_exchange()
+            seen = self.take_exchange()
             if seen.num_left:
                 return Action.STOP
-            self._count(loop, batch_size, now)
+            self.count(loop, batch_size, now)
             attention = seen.attention or seen.interrupted
         loop.loader.sampler.position += batch_size
         if seen is None and self.num_replicas > 1:
@@ -762,16 +639,16 @@ class ElasticSession:
         self.last_step_at = now
         self.micro = None
         if self.rank == 0:
-            self._drop_passed_plan()
-            if now - self._updated_at > _UPDATE_INTERVAL_S:
-                self._send_update()
+            drop_passed_plan(self)
+            if now - self.updated_at > _UPDATE_INTERVAL_S:
+                send_update(self)
         if is_over():
             return Action.OVER
         if self.num_replicas == 1:
-            attention = self._wants_attention() or self.mailbox.interrupted
-        return self._attend(loop, seen) if attention else Action.CONTINUE
+            attention = wants_attention(self) or self.mailbox.interrupted
+        return attend(self, loop, seen) if attention else Action.CONTINUE
 
-    def _count(self, loop: Loop, batch_size: int, now: float) -> None:
+    def count(self, loop: Loop, batch_size: int, now: float) -> None:
         loader = loop.loader
         self.num_steps += 1
         if batch_size == loader.init_batch_size or (grad_params := self.grad_params) is None:
@@ -781,23 +658,19 @@ class ElasticSession:
         micro, batch = self.micro, loader.batch
         is_plain = batch_size == batch.batch_size and micro is not None and micro.count == batch.accum_steps + 1
         if loop.steady_since is not None and is_plain:
-            sync_time_s = sum(model.sync_time_s for model in self._stepped)
-            self.tuner.record(self._profile_key(batch), now - loop.steady_since, sync_time_s)
+            sync_time_s = sum(model.sync_time_s for model in self.stepped)
+            self.tuner.record(profile_key(self, batch), now - loop.steady_since, sync_time_s)
         loop.steady_since = now
-
-    def _profile_key(self, batch: Batch) -> ProfileKey:
-        return ProfileKey(
-            num_nodes=self.num_nodes,
-            num_replicas=self.num_replicas,
-            atomic_batch_size=batch.atomic_batch_size,
-            accum_steps=batch.accum_steps,
-        )
 
     @property
     def init_batch_size(self) -> int | None:
         """M₀ of the training loop that runs, or ran last."""
-        loader = None if self._main_loader is None else self._main_loader()
-        return None if loader is None else loader.init_batch_size
+        return None if self.main_loader is None else self.main_loader.init_batch_size
+
+    @property
+    def main_loader(self) -> AdaptiveDataLoader | None:
+        """Of the training loop that runs, or ran last."""
+        return None if self._main_loader is None else self._main_loader()
 
     @property
     def grad_params(self) -> GradParams | None:
@@ -805,155 +678,22 @@ class ElasticSession:
         models = self.models()
         return models[0].grad_params(self) if models else None
 
-    def _launch_exchange(self, *, left: bool = False) -> None:
+    def launch_exchange(self, *, left: bool = False) -> None:
         assert self.exchange is not None
         self.exchange.launch(
-            attention=not left and self._wants_attention(),
+            attention=not left and wants_attention(self),
             left=left,
             interrupted=self.mailbox.interrupted,
             samples=[model.take_sample() for model in self.models()],
         )
 
-    def _take_exchange(self) -> Exchanged:
+    def take_exchange(self) -> Exchanged:
         assert self.exchange is not None
         seen = self.exchange.take()
         if seen.num_valid == self.num_replicas:
             for model, sample in zip(self.models(), seen.samples, strict=False):
                 model.give_sample(*sample)
         return seen
-
-    # -- what rank 0 has to say ---------------------------------------------------------------------------------------
-
-    def _drop_passed_plan(self) -> None:
-        plan = self.mailbox.plan
-        if plan is not None and plan.target is not None and plan.target < self.position:
-            self.mailbox.plan = None
-            self.host.missed(plan.generation, self.place())
-
-    def _plan_to_carry_out(self) -> Plan | None:
-        plan = self.mailbox.plan
-        return plan if plan is not None and plan.target in (None, self.position) else None
-
-    def _wants_attention(self) -> bool:
-        if self.rank != 0 or self.loop is None:
-            return False
-        return self._plan_to_carry_out() is not None or self._snapshot_due() or self._better_batch() is not None
-
-    def _snapshot_due(self) -> bool:
-        if self.snapshot_interval_s is None or time.monotonic() - self._snapshot_at < self.snapshot_interval_s:
-            return False
-        return self._sent is None or self._sent.done()
-
-    def _better_batch(self) -> Batch | None:
-        """A batch size for the loop that runs that is worth a change; looked for at its start and every 30 s."""
-        loop = self.loop
-        if loop is None or not loop.loader.is_adaptive:
-            return None
-        if loop.better_batch is None and time.monotonic() - loop.retuned_at > _RETUNE_INTERVAL_S:
-            loop.retuned_at = time.monotonic()
-            batch = self._choose_batch(loop.loader)
-            loop.better_batch = batch if batch != loop.loader.batch else None
-        return loop.better_batch
-
-    def _choose_batch(self, loader: AdaptiveDataLoader) -> Batch:
-        return self.tuner.choose(loader.bounds, self.grad_params, self.num_nodes, self.num_replicas, loader.batch)
-
-    def _attend(self, loop: Loop, seen: Exchanged | None) -> Action:
-        """Everybody hears what rank 0 has to say, and does it."""
-        group = self.group
-        assert group is not None
-        notice = None
-        if self.rank == 0:
-            notice = Notice(
-                plan=self._plan_to_carry_out(),
-                batch=self._better_batch(),
-                snapshot=self._snapshot_due(),
-                interrupt=self.mailbox.interrupted or (seen is not None and seen.interrupted),
-            )
-        notice = group.broadcast_object(notice)
-        assert isinstance(notice, Notice)
-        if notice.interrupt or notice.snapshot or notice.plan is not None:
-            self._fold()
-        rngs = group.all_gather_object(rng_state()) if notice.interrupt or notice.snapshot else []
-        if notice.interrupt:
-            if self.rank == 0:
-                self._await_sent()
-                self._write_snapshot(self.capture(rngs))
-            group.all_gather_object(None)
-            raise KeyboardInterrupt
-        if notice.snapshot and self.rank == 0:
-            self._snapshot_at = time.monotonic()
-            self._sent = self._sender.submit(self._write_snapshot, self.capture(rngs))
-        if notice.batch is not None:
-            loop.loader.batch, loop.better_batch = notice.batch, None
-        if notice.plan is not None:
-            self.mailbox.plan = None
-            reallocation.switch(self, notice.plan)
-        if notice.batch is None and notice.plan is None:
-            return Action.CONTINUE
-        loop.steady_since = None
-        return Action.REPARTITION
-
-    def agree_on_batch(self) -> None:
-        """After a reallocation: everybody takes the batch size that rank 0 chooses for the loop they are in."""
-        if self.loop is None:
-            return
-        assert self.group is not None
-        loader = self.loop.loader
-        for most_samples in self.group.all_gather_object(self.most_samples):
-            self._fits_at_most(most_samples)
-        loader.keep_within_memory()
-        loader.batch = self.group.broadcast_object(self._choose_batch(loader) if self.rank == 0 else None)
-        self.loop.retuned_at, self.loop.better_batch, self.loop.steady_since = time.monotonic(), None, None
-
-    def _accumulators(self) -> list[Accumulator]:
-        return [state for state in self.registry.living().values() if isinstance(state, Accumulator)]
-
-    def _fits_at_most(self, most_samples: Mapping[str, int]) -> None:
-        for name, most in most_samples.items():
-            self.most_samples[name] = min(most, self.most_samples.get(name, most))
-
-    def _fold(self) -> None:
-        """What accumulators have not yet summed becomes part of the sums, which every replica has."""
-        assert self.group is not None
-        if self.num_replicas == 1:
-            return
-        accumulators = self._accumulators()
-        gathered = self.group.all_gather_object({state.name: state.changes for state in accumulators})
-        for state in accumulators:
-            state.sum_up(changes.get(state.name, {}) for changes in gathered)
-        self.num_folds += 1
-
-    def agree_on_sums(self, sums: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The totals of an accumulator: `sums` so far, and what every replica has added since."""
-        self.registry.settle()
-        total = self._replayed_sums()
-        while total is None:
-            total = dict(sums)
-            if self.is_skipping or (self.group is None and (not self.is_broken or self.loop is not None)):
-                add_changes(total, changes)
-                break
-            try:
-                if self.group is None:
-                    assert self._broken is not None
-                    raise self._broken
-                for part in self.group.all_gather_object(dict(changes)):
-                    add_changes(total, part)
-            except GroupBroken as error:
-                if self.loop is not None:  # the boundary sees to it
-                    self.note_broken(error)
-                    add_changes(total, changes)
-                    break
-                recover(self, error)
-                total = self._replayed_sums()
-        self._record.append(total)
-        return total
-
-    def _replayed_sums(self) -> dict[str, Any] | None:
-        """The totals from the record of a job that was here before."""
-        epoch, replay = self._replay
-        index = len(self._record)
-        return dict(replay[index]) if index < len(replay) and epoch == self.position.epoch else None
 
     # -- states -------------------------------------------------------------------------------------------------------
 
@@ -980,10 +720,10 @@ class ElasticSession:
             "progress": self.progress,
             "pause_total_s": self.pause_total_s,
             "since_last_step_s": time.monotonic() - self.last_step_at,
-            "record": list(self._record),
-            "num_reports": self._reports_done,
-            "num_results": self.num_results,
-            "num_folds": self.num_folds,
+            "record": list(self.sums.record),
+            "num_reports": self.reports.num_done,
+            "num_results": self.reports.num_results,
+            "num_folds": self.sums.num_folds,
             "num_skipped_steps": self.num_skipped_steps,
             "most_samples": dict(self.most_samples),
             "tuner": self.tuner.state_dict(),
@@ -994,44 +734,30 @@ class ElasticSession:
         session = states["session"]
         own: dict[str, Mapping[str, Any]] = {}
         if not resume:
-            own = self._own_changes(num_steps=session["num_steps"], num_folds=session["num_folds"])
-        self.num_results, self.num_folds = session["num_results"], session["num_folds"]
+            own = self.sums.take_own(num_steps=session["num_steps"], num_folds=session["num_folds"])
+        self.sums.num_folds = session["num_folds"]
         self.num_steps, self.progress = session["num_steps"], session["progress"]
         self.pause_total_s, self.num_skipped_steps = session["pause_total_s"], session["num_skipped_steps"]
-        self._fits_at_most(session["most_samples"])
+        self.fits_at_most(session["most_samples"])
         self.last_step_at = time.monotonic() - session["since_last_step_s"]
         self.tuner.load_state_dict(session["tuner"])
-        self._reports_done = session["num_reports"]
+        self.reports.load(num_results=session["num_results"], num_done=session["num_reports"], resume=resume)
         self._rngs = states["rngs"]
         if resume:
             epoch, loop = session["position"]
             self.finished_epochs = session["finished_epochs"]
             self._skip_to = Position(epoch=epoch, loop=loop)
-            self._replay = (epoch, list(session["record"]))
+            self.sums.replay(epoch, list(session["record"]))
         else:
             assert (self.position.epoch, self.position.loop) == tuple(session["position"]), (self.position, session)
-            self._record, self._reports_seen = list(session["record"]), session["num_reports"]
+            self.sums.record = list(session["record"])
         self.registry.load_state_dict(states["states"])
-        for accumulator in self._accumulators():
-            accumulator.give_changes(own.get(accumulator.name, {}))
+        self.sums.give_own(own)
 
-    def _own_changes(self, *, num_steps: int, num_folds: int) -> dict[str, Mapping[str, Any]]:
-        """What this replica has added to accumulators that is not part of the sums in a state with so many steps and folds;
-        no longer there afterwards."""
-        if num_steps == self.num_steps:
-            self.undo_void_step()
-        if num_folds != self.num_folds:
-            return {}
-        return {accumulator.name: accumulator.take_changes() for accumulator in self._accumulators()}
-
-    def undo_void_step(self) -> None:
-        """Takes back what was added to accumulators in the step that runs and that nobody has made."""
-        if self.is_broken and self.micro is not None and self.loop is not None and self.loop.training:
-            for accumulator in self._accumulators():
-                accumulator.roll_back()
-
-    def _write_snapshot(self, states: dict[str, Any]) -> None:
-        self.host.snapshot(write_snapshot(states), int(states["session"]["num_steps"]))
+    def fits_at_most(self, most_samples: Mapping[str, int]) -> None:
+        """Takes over what was learned of how many samples fit into one pass."""
+        for name, most in most_samples.items():
+            self.most_samples[name] = min(most, self.most_samples.get(name, most))
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -1045,89 +771,12 @@ class ElasticSession:
         """
         if not self.joined and not self.is_skipping and self._start is None:
             self._stand_until_joined()  # the first replicas of a trial; later ones come to a loop that runs
-        self._reports_seen += 1
-        if not self.joined or self.is_skipping or self._reports_seen <= self._reports_done:
-            return
-        self.flush_report()
-        self._reports_done = self._reports_seen
-        self.num_results += 1
-        self._pending_report = ({**metrics, **self.metrics()}, files)
+        self.reports.report(metrics, files)
 
     def flush_report(self) -> None:
-        """Sends the result that waits, if there is one; replicas but rank 0 keep it, in case rank 0 is lost."""
-        if self._pending_report is None or not self.joined:
-            return
-        self._last_report, self._pending_report = self._pending_report, None
-        metrics, files = self._last_report
-        if self.rank != 0:
-            return
-        states = None
-        started = time.monotonic()
-        if files is not None or started >= self._next_report_snapshot_at:
-            states = self.capture()
-            now = self._snapshot_at = time.monotonic()
-            if now - started > _CHEAP_SNAPSHOT_S:
-                self._next_report_snapshot_at = now + (now - started) * (1 / _SNAPSHOT_SHARE - 1)
-        self._send_report(metrics, files, states)
-
-    def _send_report(
-        self, metrics: dict[str, Any], files: dict[str, bytes] | None, states: dict[str, Any] | None
-    ) -> None:
-        """Sends a result, when the one before was taken; training does not wait for more than that."""
-        self._await_sent()
-        number = self.num_results
-
-        def send() -> None:
-            self.host.report(metrics, files, None if states is None else write_snapshot(states), number)
-
-        self._sent = self._sender.submit(send)
-
-    def _await_sent(self) -> None:
-        """Waits until all that was sent was taken. Raises what went wrong with it."""
-        sent, self._sent = self._sent, None
-        if sent is not None:
-            sent.result()
+        """Sends the result that waits, if there is one."""
+        self.reports.flush()
 
     def metrics(self) -> dict[str, float]:
         """The columns this replica adds to results."""
-        values: dict[str, float] = {
-            "adaptdl/num_replicas": self.num_replicas,
-            "adaptdl/num_nodes": self.num_nodes,
-            "adaptdl/progress": self.progress,
-            "adaptdl/pause_s": self.pause_total_s,
-            "adaptdl/num_skipped_steps": self.num_skipped_steps,
-        }
-        loader = None if self._main_loader is None else self._main_loader()
-        if loader is not None:
-            batch, grad_params = loader.batch, self.grad_params
-            values["adaptdl/batch_size"] = batch.batch_size
-            values["adaptdl/efficiency"] = (
-                1.0 if grad_params is None else float(efficiency(grad_params, loader.init_batch_size, batch.batch_size))
-            )
-            step_time_s = self.tuner.step_time_s(self._profile_key(batch))
-            if step_time_s:
-                values["adaptdl/goodput"] = batch.batch_size / step_time_s * values["adaptdl/efficiency"]
-        return values
-
-    def _send_update(self) -> None:
-        self._updated_at = time.monotonic()
-        self.tuner.refit(self.background())
-        loader = None if self._main_loader is None else self._main_loader()
-        report = None
-        if loader is not None:
-            remaining = None
-            if self._total_epochs is not None:
-                steps = self._total_epochs * loader.num_samples / loader.init_batch_size
-                remaining = max(0.0, steps - self.progress)
-            report = JobReport(
-                bounds=loader.bounds,
-                perf_params=self.tuner.perf_params,
-                grad_params=self.grad_params,
-                max_profiled_replicas=self.tuner.max_profiled_replicas,
-                progress=self.progress,
-                remaining_progress=remaining,
-                pause_s=None,
-                batch_size=loader.batch.batch_size,
-                num_replicas=self.num_replicas,
-            )
-        self.host.update(Update(generation=self.generation, place=self.place(), report=report, metrics=self.metrics()))
+        return metrics(self)

@@ -1,0 +1,84 @@
+"""What rank 0 has to say at a boundary, and how everybody does it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from adaptdl.plan import Plan
+from adaptdl.torch import reallocation
+from adaptdl.torch.batch_choice import better_batch
+from adaptdl.torch.exchange import Exchanged
+from adaptdl.torch.loop import Action, Loop, Notice
+from adaptdl.torch.rng import rng_state
+
+if TYPE_CHECKING:
+    from adaptdl.torch.session import ElasticSession
+
+__all__ = ["attend", "drop_passed_plan", "wants_attention"]
+
+
+def drop_passed_plan(session: ElasticSession) -> None:
+    """Gives a plan back whose target the source has passed."""
+    plan = session.mailbox.plan
+    if plan is not None and plan.target is not None and plan.target < session.position:
+        session.mailbox.plan = None
+        session.host.missed(plan.generation, session.place())
+
+
+def wants_attention(session: ElasticSession) -> bool:
+    """Whether this replica, as rank 0, has something to say to all."""
+    if session.rank != 0 or session.loop is None:
+        return False
+    return (
+        _plan_to_carry_out(session) is not None
+        or _snapshot_due(session)
+        or better_batch(session, session.loop) is not None
+    )
+
+
+def attend(session: ElasticSession, loop: Loop, seen: Exchanged | None) -> Action:
+    """Everybody hears what rank 0 has to say, and does it. Raises GroupBroken."""
+    group = session.group
+    assert group is not None
+    notice = None
+    if group.rank == 0:
+        notice = Notice(
+            plan=_plan_to_carry_out(session),
+            batch=better_batch(session, loop),
+            snapshot=_snapshot_due(session),
+            interrupt=session.mailbox.interrupted or (seen is not None and seen.interrupted),
+        )
+    notice = group.broadcast_object(notice)
+    assert isinstance(notice, Notice)
+    if notice.interrupt or notice.snapshot or notice.plan is not None:
+        session.sums.fold()
+    rngs = group.all_gather_object(rng_state()) if notice.interrupt or notice.snapshot else []
+    if notice.interrupt:
+        if group.rank == 0:
+            session.reports.send_snapshot_now(session.capture(rngs))
+        group.all_gather_object(None)
+        raise KeyboardInterrupt
+    if notice.snapshot and group.rank == 0:
+        session.reports.send_snapshot(session.capture(rngs))
+    if notice.batch is not None:
+        loop.loader.batch, loop.better_batch = notice.batch, None
+    if notice.plan is not None:
+        session.mailbox.plan = None
+        reallocation.switch(session, notice.plan)
+    if notice.batch is None and notice.plan is None:
+        return Action.CONTINUE
+    loop.steady_since = None
+    return Action.REPARTITION
+
+
+def _plan_to_carry_out(session: ElasticSession) -> Plan | None:
+    plan = session.mailbox.plan
+    return plan if plan is not None and plan.target in (None, session.position) else None
+
+
+def _snapshot_due(session: ElasticSession) -> bool:
+    interval_s = session.snapshot_interval_s
+    if interval_s is None or time.monotonic() - session.reports.snapshot_at < interval_s:
+        return False
+    return not session.reports.is_sending

@@ -1,0 +1,112 @@
+"""Tune's driver is killed: nothing of it stays on the cluster, and started again it goes on where its trials were."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from tests.faults.driver import CONFIG, NUM_TRIALS
+from tests.faults.experiments import (
+    NUM_CPUS,
+    check_results,
+    is_alive,
+    living_actors,
+    living_groups,
+    undisturbed,
+    wait_until,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a cluster that outlives the drivers."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": NUM_CPUS, "include_dashboard": False})
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster.address
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+class Driver:
+    """A driver in a process of its own."""
+
+    def __init__(self, address: str, storage: Path, how: str) -> None:
+        self.storage = storage
+        self.log = storage / f"{how}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.driver", address, str(storage), how],
+                cwd=Path(__file__).parents[2],
+                env={**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "2"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def seen(self) -> list[dict[str, Any]]:
+        path = self.storage / "seen.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def has_seen(self, epoch: int) -> bool:
+        """Whether all trials have reported this epoch."""
+        assert self.process.poll() is None, self.log.read_text()
+        return len({result["trial_id"] for result in self.seen() if result["epoch"] >= epoch}) == NUM_TRIALS
+
+
+def pids_of_actors() -> list[int]:
+    actors = ray._private.state.actors().values()
+    return [actor["Pid"] for actor in actors if actor["State"] == "ALIVE"]
+
+
+@pytest.mark.parametrize(("how", "again"), [("run", "resume"), ("fit", "restore")])
+def test_every_trial_goes_on_from_its_newest_state(how: str, again: str, address: str, tmp_path: Path) -> None:
+    driver = Driver(address, tmp_path, how)
+    try:
+        wait_until(lambda: driver.has_seen(7), "both trials to report their eighth epoch", timeout_s=90)
+        pids = pids_of_actors()
+        assert len(pids) == 2 * NUM_TRIALS
+    finally:
+        driver.process.kill()
+        driver.process.wait(10)
+    before = driver.seen()
+    wait_until(lambda: living_actors() == [], "all actors to be gone")
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), "all processes to be gone")
+    wait_until(lambda: living_groups() == [], "all reservations to be gone")
+    wait_until(lambda: ray.available_resources().get("CPU") == NUM_CPUS, "all CPUs to be free")
+    assert not (tmp_path / "ended.json").exists()
+
+    driver = Driver(address, tmp_path, again)
+    try:
+        assert driver.process.wait(90) == 0, driver.log.read_text()
+    finally:
+        driver.process.kill()
+    expected = undisturbed(CONFIG)
+    ended = json.loads((tmp_path / "ended.json").read_text())
+    after = driver.seen()[len(before) :]
+    assert len(ended) == NUM_TRIALS
+    for trial in ended:
+        assert (trial["status"], trial["last"]) == ("TERMINATED", CONFIG["epochs"])
+        log = Path(trial["path"], "result.json").read_text().splitlines()
+        check_results([json.loads(line) for line in log], expected)
+        was, now = ([r for r in results if r["trial_id"] == trial["trial_id"]] for results in (before, after))
+        numbers = [result["training_iteration"] for result in now]
+        assert numbers == list(range(numbers[0], len(expected) + 1))
+        assert numbers[0] <= was[-1]["training_iteration"] + 1
+        assert now[-1]["began_at"] >= was[-1]["epoch"] - 6  # two seconds of 0.24 s each, not from the beginning
+        prefix, replicas, restarts, trial_id = trial["name"].split("_", 3)
+        assert (prefix, replicas, trial_id) == ("AdaptDLTrainable", "1", trial["trial_id"])
+        assert int(restarts) > int(was[-1]["name"].split("_")[2])
+        assert not Path(trial["path"], ".adaptdl").exists()
+    wait_until(lambda: living_actors() == [], "all actors to be gone")
