@@ -56,62 +56,18 @@ def expected() -> list[dict[str, Any]]:
     return undisturbed(CONFIG)
 
 
-@pytest.mark.parametrize("checkpoint_frequency", [0, 4])
-def test_it_goes_on_where_it_was_whether_tune_has_checkpoints_or_not(
-    checkpoint_frequency: int, tmp_path: Path, expected: list[dict[str, Any]]
-) -> None:
-    kills, watches = KillsCoordinator(1, 7), Watches()
-    (trial,) = run(
-        regression(),
-        tmp_path,
-        kills,
-        watches,
-        config=CONFIG,
-        max_failures=2,
-        checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=checkpoint_frequency),
-    )
-    assert trial.status == "TERMINATED"
-    assert trial.num_failures == 2
-    check_results(watches.results, expected)
-    check_results(logged(trial), expected)
-    assert trial.last_result["training_iteration"] == EPOCHS
-    assert watches.results[-1]["began_at"] >= 3  # not made all over again
-    restarts = [int(name.split("_")[2]) for name in watches.names]
-    assert restarts == sorted(restarts)
-    assert len(set(kills.pids)) == 2
-    wait_until(lambda: not any(is_alive(pid) for pid in kills.pids), "the killed processes to be gone")
-    assert vault_of(trial) == []
-
-
-def test_a_trial_whose_last_result_was_seen_ends_with_it(tmp_path: Path, expected: list[dict[str, Any]]) -> None:
-    """The checkpoint that Tune restores is older: Tune forgets the results since, and the trial has no other ones."""
-    kills, watches = KillsCoordinator(EPOCHS), Watches()
-    (trial,) = run(
-        regression(),
-        tmp_path,
-        kills,
-        watches,
-        config=CONFIG,
-        max_failures=1,
-        checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=4, checkpoint_at_end=False),
-    )
-    assert trial.status == "TERMINATED"
-    check_results(watches.results, expected)
-    check_results(logged(trial), expected)
-    assert trial.last_result["training_iteration"] == EPOCHS
-    assert trial.last_result["epoch"] == EPOCHS - 1
-
-
 class KillsWithAResultOnItsWay(Callback):
-    """Keeps Tune's loop busy until the coordinator has the result after this one, and kills it."""
+    """Keeps Tune's loop busy until the coordinator has kept the result after this one, and kills it."""
 
     def __init__(self, number: int) -> None:
         self._number = number
         self._trial: Trial | None = None
+        self.pids: list[int] = []
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Trial, result: dict[str, Any], **info: Any) -> None:
-        if result["training_iteration"] == self._number:
-            self._trial, self._pid = trial, result["pid"]
+        if result["training_iteration"] == self._number and not self.pids:
+            self._trial = trial
+            self.pids = [result["pid"]]
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         if self._trial is None:
@@ -121,15 +77,44 @@ class KillsWithAResultOnItsWay(Callback):
         wait_until(
             lambda: set(vault_of(trial)) - before, "a state that was kept while Tune does not look", timeout_s=20
         )
-        os.kill(self._pid, signal.SIGKILL)
+        os.kill(self.pids[0], signal.SIGKILL)
 
 
-def test_a_result_on_its_way_is_neither_lost_nor_seen_twice(tmp_path: Path, expected: list[dict[str, Any]]) -> None:
-    watches = Watches()
-    (trial,) = run(regression(), tmp_path, KillsWithAResultOnItsWay(4), watches, config=CONFIG, max_failures=1)
-    assert trial.num_failures == 1
+def check_end(trial: Trial, watches: Watches, expected: list[dict[str, Any]], killed: list[int]) -> None:
+    assert trial.status == "TERMINATED"
+    assert trial.num_failures == len(set(killed)) == 2
     check_results(watches.results, expected)
     check_results(logged(trial), expected)
+    assert trial.last_result["training_iteration"] == trial.last_result["epoch"] + 1 == EPOCHS
+    assert watches.results[-1]["began_at"] >= 3  # not made all over again
+    restarts = [int(name.split("_")[2]) for name in watches.names]
+    assert restarts == sorted(restarts)
+    wait_until(lambda: not any(is_alive(pid) for pid in killed), "the killed processes to be gone")
+    assert vault_of(trial) == []
+
+
+def test_without_checkpoints_of_tunes_it_goes_on_where_it_was(tmp_path: Path, expected: list[dict[str, Any]]) -> None:
+    """Also when the driver has received a result that it has not looked at, or should have and will not."""
+    kills, later, watches = KillsCoordinator(1), KillsWithAResultOnItsWay(6), Watches()
+    (trial,) = run(regression(), tmp_path, kills, later, watches, config=CONFIG, max_failures=2)
+    check_end(trial, watches, expected, kills.pids + later.pids)
+
+
+def test_with_older_checkpoints_of_tunes_it_goes_on_where_it_was(
+    tmp_path: Path, expected: list[dict[str, Any]]
+) -> None:
+    """Tune restores a checkpoint and forgets the results since. After the last one, the trial has no others to tell."""
+    kills, watches = KillsCoordinator(7, EPOCHS), Watches()
+    (trial,) = run(
+        regression(),
+        tmp_path,
+        kills,
+        watches,
+        config=CONFIG,
+        max_failures=2,
+        checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=4, checkpoint_at_end=False),
+    )
+    check_end(trial, watches, expected, kills.pids)
 
 
 class Exploits(FIFOScheduler):

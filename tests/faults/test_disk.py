@@ -6,7 +6,6 @@ import os
 import re
 import resource
 import signal
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,11 +52,6 @@ def nothing_is_left(ray_address: str) -> Iterator[None]:
     wait_until(lambda: [name for name in living_groups() if name] == [], "all reservations to be gone")
 
 
-@pytest.fixture(scope="module")
-def expected() -> list[dict[str, Any]]:
-    return undisturbed(CONFIG)
-
-
 def said_by(pid: int) -> list[str]:
     """The lines that a process of Ray's has written to its standard error."""
     folder = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
@@ -78,6 +72,7 @@ class FullDisk(Callback):
             wait_until(lambda: len(vault_of(trial)) >= 2, "two states in the vault")
             resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
         if number == self._last:
+            wait_until(lambda: any("state of trial" in line for line in said_by(self.pid)), "the vault to be refused")
             resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         if self._first < number <= self._last:
             self.kept.append({name for name in vault_of(trial) if name.endswith(".zip")})
@@ -102,7 +97,8 @@ def test_a_full_disk_is_one_warning_and_training_goes_on(tmp_path: Path) -> None
     assert sorted("write a checkpoint" in line for line in warnings) == [False, True], warnings
     assert all("File too large" in line and trial.trial_id in line for line in warnings)
     checkpoints = trial.run_metadata.checkpoint_manager.best_checkpoint_results
-    assert [result.metrics["training_iteration"] for result in checkpoints] == [EPOCHS - 1, EPOCHS]
+    assert len(checkpoints) == 2
+    assert checkpoints[-1].metrics["training_iteration"] == EPOCHS
     lying_there = sorted(path for path in os.listdir(trial.storage.trial_fs_path) if path.startswith("checkpoint_"))
     assert lying_there == sorted(os.path.basename(result.checkpoint.path) for result in checkpoints)
 
@@ -130,24 +126,15 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def replace_by_a_later_version(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("manifest.json", '{"version": 99}')
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"), [(truncate, "is damaged"), (replace_by_a_later_version, "must be of version 2 .* is of 99")]
-)
-def test_the_state_before_a_damaged_one_is_used(
-    damage: Callable[[Path], None], reason: str, tmp_path: Path, expected: list[dict[str, Any]]
-) -> None:
-    damages, watches = Damages(damage), Watches()
+def test_the_state_before_a_damaged_one_is_used(tmp_path: Path) -> None:
+    damages, watches = Damages(truncate), Watches()
     (trial,) = run(regression(), tmp_path, damages, watches, config=CONFIG, max_failures=1)
     assert trial.status == "TERMINATED"
+    expected = undisturbed(CONFIG)
     check_results(watches.results, expected)
     check_results(logged(trial), expected)
     (warning,) = [line for line in said_by(watches.results[-1]["pid"]) if "instead" in line]
-    assert re.search(f"{damages.paths[1].name}.* {reason}.*goes on from .*{damages.paths[0].name} instead", warning)
+    assert re.search(f"{damages.paths[1].name}.* is damaged.*goes on from .*{damages.paths[0].name} instead", warning)
     assert vault_of(trial) == []
 
 
@@ -174,5 +161,4 @@ def test_the_state_of_another_model_is_one_error_and_no_restarts(tmp_path: Path)
     assert other.status == "ERROR"
     assert other.num_failures == 1
     error = Path(other.error_file or "").read_text()
-    assert re.search("SnapshotError: .*", error)
-    assert "fit" in error
+    assert "SnapshotError: the snapshot of model 'model' is from another module" in error

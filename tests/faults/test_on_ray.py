@@ -31,14 +31,19 @@ def check(results: list[dict[str, Any]], undisturbed: SurvivingTrial) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "step"),
-    [("forward", 11), ("all-reduce", 11), ("optimizer.step", 11), ("validation", 16), ("after report", 16)],
+    ("rank", "where", "step"),
+    [
+        (1, "forward", 11),
+        (0, "all-reduce", 11),
+        (1, "optimizer.step", 11),
+        (0, "validation", 16),
+        (0, "after report", 16),
+    ],
 )
-@pytest.mark.parametrize("rank", [0, 1])
 def test_survivors_go_on_when_a_replica_is_killed(
+    rank: int,
     where: str,
     step: int,
-    rank: int,
     nodes: list[str],
     start: Callable[..., RunningJob],
     undisturbed: SurvivingTrial,
@@ -83,13 +88,12 @@ def test_a_lost_replica_is_replaced(nodes: list[str], start: Callable[..., Runni
     )
 
 
-@pytest.mark.parametrize("rank", [0, 1])
 def test_a_replica_that_is_stopped_is_taken_as_lost(
-    rank: int, nodes: list[str], start: Callable[..., RunningJob], undisturbed: SurvivingTrial
+    nodes: list[str], start: Callable[..., RunningJob], undisturbed: SurvivingTrial
 ) -> None:
     a, b = nodes
     elastic = dataclasses.replace(ELASTIC, progress_timeout_s=2.0, boot_timeout_s=20.0)
-    job = start(fail_at=[(rank, 11, "backward")], signal=signal.SIGSTOP, sleep_s=0.2)
+    job = start(fail_at=[(0, 11, "backward")], signal=signal.SIGSTOP, sleep_s=0.2)
     job.allocate({a: 1, b: 1}, elastic)
     check(job.finish(), undisturbed)
     assert any("lost replica" in change.reason for change in job.status().reallocations)

@@ -151,13 +151,14 @@ class Machines:
         return str(node.node_id)
 
     def provide(self, number: int) -> list[str]:
-        """`number` nodes, and no other one that Ray takes for alive."""
+        """`number` nodes, and no other one that Ray would use."""
         for node_id in self._draining & set(self._nodes):
             self.lose(node_id)
         for _ in range(number - len(self._nodes)):
             self.add()
         deadline = time.monotonic() + DEADLINE_S
-        while ghosts := self.seem_alive() - set(self._nodes) - {self._cluster.head_node.node_id}:
+        there = {*self._nodes, *self._draining, self._cluster.head_node.node_id}
+        while ghosts := self.seem_alive() - there:
             assert time.monotonic() < deadline, f"waited {DEADLINE_S:g} s for Ray to notice that {ghosts} are gone"
             time.sleep(0.1)
         return list(self._nodes)

@@ -208,6 +208,8 @@ class JobStatus:
     """The ``adaptdl/…`` columns."""
     reallocations: tuple[Reallocation, ...] = ()
     """The last ones, oldest first."""
+    lost_on: frozenset[str] = frozenset()
+    """Nodes on which replicas were lost a short while ago: they may be gone, which Ray takes 15 s to see."""
     trouble: str = ""
     """Why the wish is not fulfilled, if it was given up or waits."""
 

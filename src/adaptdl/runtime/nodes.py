@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node, state
@@ -18,6 +20,10 @@ __all__ = ["ClusterView", "capacity", "default_resources_per_replica", "holds"]
 _NUM_LOOKS = 3
 """A use by others counts once it was seen in so many looks in a row: what a node has free lags behind what was
 reserved, so that a single look may show our own coming and going as somebody else's use."""
+
+
+_ANSWER_TIMEOUT_S = 0.5
+"""A node of the cluster that does not take a connection in this time is as good as gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +42,10 @@ class ClusterView:
     prefix: str
     _looks: deque[_Look] = field(default_factory=lambda: deque(maxlen=_NUM_LOOKS))
 
-    def look(self) -> list[Node]:
-        """The nodes that are alive, each with what it has for us: everything but what others use."""
-        newest = _look(self.prefix)
+    def look(self, suspects: Collection[str] = ()) -> list[Node]:
+        """The nodes that are alive, each with what it has for us: everything but what others use. Ray takes 15 s to see
+        that a node is gone; `suspects` are asked whether they are there."""
+        newest = _look(self.prefix, suspects)
         self._looks.append(newest)
         return [
             Node(
@@ -64,7 +71,7 @@ class ClusterView:
         return min(look.used_by_others.get(node_id, {}).get(name, 0.0) for look in self._looks)
 
 
-def _look(prefix: str) -> _Look:
+def _look(prefix: str, suspects: Collection[str]) -> _Look:
     total = {
         node["NodeID"]: {
             name: amount
@@ -72,7 +79,7 @@ def _look(prefix: str) -> _Look:
             if not name.startswith(("node:", "object_store_memory")) and "_group_" not in name
         }
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and (node["NodeID"] not in suspects or _answers(node))
     }
     available = available_resources_per_node()
     ours = reserved_resources(prefix)
@@ -86,6 +93,15 @@ def _look(prefix: str) -> _Look:
             name: max(0.0, amount - free.get(name, 0.0) - mine.get(name, 0.0)) for name, amount in resources.items()
         }
     return _Look(total=total, used_by_others=used, draining=frozenset(state.get_draining_nodes()))
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    """Whether anybody listens where the node's raylet should."""
+    try:
+        with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _ANSWER_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
 
 
 def default_resources_per_replica(nodes: Iterable[Node]) -> dict[str, float]:

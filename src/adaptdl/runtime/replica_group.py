@@ -56,6 +56,9 @@ _PULSE_TIMEOUT_S = 10.0
 _LONGEST_LOOK_S = 10.0
 """Between two looks whether replicas hang."""
 
+_SUSPECT_S = 30.0
+"""For so long after it a node on which a replica was lost may be gone itself."""
+
 _OTHER_ERRORS_S = 1.0
 """After a replica raised, how long the others' errors are waited for: the first may only say that a peer is gone."""
 
@@ -112,6 +115,8 @@ class ReplicaGroup:
         self._reason = ""
         self._recovery = Recovery()
         self._recoveries = Recoveries()
+        self._lost_on: dict[str, float] = {}
+        """Nodes on which replicas were lost, and when (by `clock`) the last one was."""
         self._num_reported = 0
         """The number of the last result, as the replicas count them."""
         self._ended = False
@@ -142,13 +147,16 @@ class ReplicaGroup:
 
     def status(self) -> JobStatus:
         """How the job stands."""
-        return self.news.status(
+        status = self.news.status(
             phase=self._phase(),
             allocation=self._roster.count(),
             held=self._reservations.held(),
             wish=dict(self._wish),
             trouble=self._starter.trouble,
         )
+        now = self._clock()
+        lost_on = frozenset(node_id for node_id, at in self._lost_on.items() if now - at < _SUSPECT_S)
+        return replace(status, lost_on=lost_on)
 
     def _phase(self) -> Phase:
         if self._ended:
@@ -466,6 +474,7 @@ class ReplicaGroup:
         if self._ended:
             return
         who = f"replica {record.replica_id} on node {record.node_id[:8]}"
+        self._lost_on[record.node_id] = self._clock()
         self._end(record)
         if not self._roster.survivors:
             await self._start_again(who, reason)

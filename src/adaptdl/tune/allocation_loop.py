@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -81,6 +82,7 @@ class _Trial:
     """The one the present coordinator was told."""
     asked_at: float = 0.0
     answers: list[Any] = field(default_factory=list)
+    lost_on: frozenset[str] = frozenset()
     infeasible_since: float | None = None
     failed: bool = False
 
@@ -165,7 +167,7 @@ class AllocationLoop:
         self._collect()
         now = self._clock()
         if now - self._looked_at >= _LOOK_INTERVAL_S or not self._nodes:
-            self._nodes, self._looked_at = self._view.look(), now
+            self._nodes, self._looked_at = self._view.look(self._suspects()), now
         self._sweep_the_departed(now)
         self._fail_the_infeasible(now)
         if self._allocator.is_due(self._nodes) and not self._stopped.is_set():
@@ -173,6 +175,10 @@ class AllocationLoop:
                 if (trial := self._trials.get(change.job_id)) is not None:
                     trial.wish = change
         self._send()
+
+    def _suspects(self) -> frozenset[str]:
+        """Nodes on which trials have lost replicas: those may be gone."""
+        return frozenset().union(*(trial.lost_on for trial in self._trials.values()))
 
     def _take(self, news: Arrived | Seen | Departed) -> None:
         trial = self._trials.get(news.trial_id)
@@ -226,6 +232,9 @@ class AllocationLoop:
         except RayError as error:  # its end is Tune's to notice; a new coordinator may come
             logger.debug("the coordinator of trial %s does not answer: %s", trial_id, error)
             return
+        if status.lost_on - trial.lost_on:
+            self._looked_at = -math.inf
+        trial.lost_on = status.lost_on
         self._allocator.update(trial_id, status)
         self._outbox.put((trial_id, status))
 

@@ -57,19 +57,18 @@ class Bookkeeper(Callback):
                     _mend_log(trial)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        last_result = dict(trial.run_metadata.last_result or {})
-        is_first = trial.trial_id not in self._started
-        failed = self._waits.pop(trial.trial_id, False)
+        interrupted = trial.trial_id not in self._started or self._waits.get(trial.trial_id, False)
         self._started.add(trial.trial_id)
-        checkpoint = trial.latest_checkpoint_result
-        if checkpoint is not None and _is_own(trial) and _number(checkpoint.metrics) < _number(last_result):
+        self._waits.pop(trial.trial_id, None)
+        last_result, restored = _last_result(trial), trial.latest_checkpoint_result
+        if restored is not None and interrupted and _number(restored.metrics) < _number(last_result):
             self._last_results[trial.trial_id] = last_result
         adaptdl: Mapping[str, Any] = getattr(trial, "adaptdl", {})
         known = Known(
             last_result=last_result,
             num_restarts=adaptdl.get("num_restarts", 0),
             pause_s=adaptdl.get("pause_s", 0.0),
-            interrupted=is_first or failed,
+            interrupted=interrupted,
         )
         coordinator = trial.temporary_state.ray_actor
         if coordinator is not None:
@@ -116,8 +115,21 @@ def _number(result: Mapping[str, Any] | None) -> int:
     return number
 
 
-def _is_own(trial: Trial) -> bool:
-    return trial.checkpoint is not None and Path(trial.checkpoint.path).is_relative_to(_storage(trial).trial_fs_path)
+def _last_result(trial: Trial) -> dict[str, Any]:
+    """The last result that Tune has of the life in which the trial goes on.
+
+    After PBT's exploit, and until its next result, Tune has the last one of the trial's own life, with the config of then.
+    """
+    last_result, restored = dict(trial.run_metadata.last_result or {}), trial.latest_checkpoint_result
+    if restored is None or restored.checkpoint is None:
+        return last_result
+    if Path(restored.checkpoint.path).is_relative_to(_storage(trial).trial_fs_path):
+        return last_result
+    try:
+        is_of_now = last_result.get("config") == trial.config
+    except ValueError:  # of numpy, if there are arrays in it
+        is_of_now = False
+    return last_result if is_of_now else dict(restored.metrics)
 
 
 def _storage(trial: Trial) -> StorageContext:
