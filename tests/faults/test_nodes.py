@@ -17,13 +17,14 @@ import ray
 from ray.cluster_utils import Cluster
 
 from adaptdl.policy import Policy
-from adaptdl.runtime import ElasticConfig, Phase
+from adaptdl.runtime import ElasticConfig
 from tests.faults.tuned import DEADLINE_S, Experiment, Machines, Spread, Step, undisturbed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-EPOCHS, STEPS = 30, 8 * 30
-NOTICE_S = 15.0
+EPOCHS, STEPS = 40, 8 * 40
+NOTICE_S = 40.0
+"""Moving takes as long as replicas take to start: 5 s, or 15 s if much else goes on."""
 RECOVERED_S = 5.0
 GIVEN_UP_S = 6.0
 """After the loss of a node, nothing more is asked of it: calls to it fail after 2 s, and the rest is messages. Ray takes it
@@ -164,9 +165,7 @@ def test_survivors_go_on_when_a_node_is_lost(
 
         lost_at = time.monotonic()
         machines.lose(lost)
-        experiment.wait_until(
-            lambda status: lost not in {*status.wish, *status.held}, "the lost node's place to be given up"
-        )
+        experiment.wait_until(lambda status: lost not in status.wish, "the lost node's place to be given up")
         given_up_s = time.monotonic() - lost_at
         experiment.wait_for_training(2, without=lost)
 
@@ -189,14 +188,12 @@ def test_a_trial_all_of_whose_replicas_were_on_a_lost_node_goes_on_elsewhere(
     num_replicas = 1 if policy else 2
     machines.provide(2)
     with start(elastic, policy) as experiment:
-        status = experiment.wait_for_training(num_replicas, num_steps=20)
+        status = experiment.wait_for_training(num_replicas, num_steps=12)
         (lost,) = status.allocation
 
         lost_at = time.monotonic()
         machines.lose(lost)
-        experiment.wait_until(
-            lambda status: lost not in {*status.wish, *status.held}, "the lost node's place to be given up"
-        )
+        experiment.wait_until(lambda status: lost not in status.wish, "the lost node's place to be given up")
         given_up_s = time.monotonic() - lost_at
         experiment.wait_for_training(num_replicas, without=lost)
         check_end(experiment, expected)
@@ -204,23 +201,3 @@ def test_a_trial_all_of_whose_replicas_were_on_a_lost_node_goes_on_elsewhere(
     in_vain = redone(experiment.leading_steps)
     assert all(step.made_at > lost_at - SNAPSHOT_S - 1.0 for step in in_vain), in_vain
     assert given_up_s < GIVEN_UP_S
-
-
-def test_a_trial_whose_nodes_are_all_draining_keeps_its_state_for_the_next_one(
-    machines: Machines, start: Callable[..., Experiment], expected: list[dict[str, Any]]
-) -> None:
-    nodes = machines.provide(2)
-    with start(ELASTIC, Spread(2)) as experiment:
-        experiment.wait_for_training(2)
-
-        for node in nodes:
-            machines.drain(node, NOTICE_S)
-        experiment.wait_until(lambda status: status.phase is Phase.PAUSED, "the trial to leave its nodes", NOTICE_S)
-        for node in nodes:
-            machines.lose(node)
-        machines.add()
-        experiment.wait_for_training(1)
-
-        assert not any(is_loss(reason) for reason in experiment.reasons), experiment.reasons
-        check_end(experiment, expected)
-    assert numbers(experiment.leading_steps) == list(range(1, STEPS + 1))
