@@ -125,7 +125,7 @@ def is_loss(reason: str) -> bool:
     return reason.startswith(("lost ", "a group of "))
 
 
-@pytest.mark.parametrize(("policy", "elastic"), [(Spread(2), ELASTIC), (None, PACKED)], ids=["some", "all"])
+@pytest.mark.parametrize(("policy", "elastic"), [(Spread(2), ELASTIC)], ids=["some"])
 def test_a_trial_leaves_a_draining_node_in_time_and_loses_nothing(
     policy: Policy | None,
     elastic: ElasticConfig,

@@ -130,11 +130,11 @@ class Allocator:
                 entry.elastic = replace(entry.elastic, resources_per_replica=default_resources_per_replica(nodes))
         self._nodes_seen = self._what_matters(nodes)
         jobs = [job for job_id, entry in self._entries.items() if (job := self._job(job_id, entry, nodes)) is not None]
+        changes = self._pauses(nodes)
         if not jobs or not nodes:
-            return []
+            return changes
         current = {job_id: dict(entry.allocation) for job_id, entry in self._entries.items() if entry.allocation}
         decision = self._policy.allocate(nodes, jobs, current)
-        changes = []
         for job in jobs:
             entry = self._entries[job.job_id]
             after = {node_id: number for node_id, number in decision.allocations[job.job_id].items() if number > 0}
@@ -174,6 +174,22 @@ class Allocator:
                     "Lower `min_replicas` or `resources_per_replica`, or add nodes."
                 )
         return found
+
+    def _pauses(self, nodes: Sequence[Node]) -> list[Change]:
+        """Jobs that the nodes have no room for any more leave those that are draining, as long as they can."""
+        changes = []
+        there = {node.node_id for node in nodes if not node.draining}
+        for job_id, entry in self._entries.items():
+            assert entry.elastic.resources_per_replica is not None
+            room = capacity(nodes, entry.elastic.resources_per_replica)
+            gone = set(entry.allocation) - there
+            if gone and room < entry.elastic.min_replicas:
+                reason = f"{len(gone)} of its nodes are lost or draining, and there is no room for it"
+                changes.append(
+                    Change(job_id=job_id, before=dict(entry.allocation), after={}, elastic=entry.elastic, reason=reason)
+                )
+                entry.allocation = {}
+        return changes
 
     def _what_matters(self, nodes: Sequence[Node]) -> list[tuple[str, bool, dict[str, float]]]:
         """Of the nodes, what the jobs' replicas need."""

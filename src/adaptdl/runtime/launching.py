@@ -80,12 +80,20 @@ class Launcher:
             ReplicaFailed: the node has none to give.
         """
         assert elastic.resources_per_replica is not None
-        try:
-            reservation = await self._reservations.reserve(
+        record.reserving = asyncio.ensure_future(
+            self._reservations.reserve(
                 record.node_id, elastic.resources_per_replica, timeout_s=elastic.reservation_timeout_s
             )
+        )
+        try:
+            await asyncio.wait([record.reserving])
+            if record.reserving.cancelled():
+                raise ReplicaFailed("it is no longer wanted")
+            reservation = record.reserving.result()
         except (TimeoutError, RayError, RuntimeError) as error:
             raise ReplicaFailed(str(error)) from error
+        finally:
+            record.reserving.cancel()
         if record.state is ReplicaState.GONE:
             self._reservations.release(reservation)
             raise ReplicaFailed("it is no longer wanted")
@@ -162,7 +170,9 @@ class Launcher:
         self.release(record)
 
     def release(self, record: ReplicaRecord) -> None:
-        """Gives the replica's place back."""
+        """Gives the replica's place back, or stops asking for one."""
+        if record.reserving is not None:
+            record.reserving.cancel()
         if record.reservation is not None:
             self._reservations.release(record.reservation)
             record.reservation = None

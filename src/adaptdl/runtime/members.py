@@ -52,6 +52,8 @@ class ReplicaRecord:
     since: float
     """Monotonic time at which it began to start or, if it is READY, became so."""
     reservation: Reservation | None = None
+    reserving: asyncio.Future[Reservation] | None = None
+    """A reservation that is being asked for."""
     actor: ActorHandle[Any] | None = None
     position: Position | None = None
     """Where it stands if it is READY."""
