@@ -103,7 +103,8 @@ def test_states_that_come_faster_than_the_disk_are_skipped(place: VaultPlace, mo
     assert time.monotonic() - began < 1
     may_write.set()
     vault.close(timeout_s=10, remove=False)
-    assert written in ([1, 100], [100])
+    assert written[-1] == 100
+    assert len(written) <= 2
 
 
 def test_many_states_a_second_do_not_wear_out_the_storage(place: VaultPlace) -> None:
