@@ -157,7 +157,8 @@ def vault_of(trial: Trial) -> list[str]:
 
 def check_results(results: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     """Every result once, in order, and with the parameters of the undisturbed run."""
-    assert [result["training_iteration"] for result in results] == list(range(1, len(expected) + 1))
+    numbers = [result["training_iteration"] for result in results]
+    assert numbers == list(range(1, len(expected) + 1)), numbers
     assert [result["epoch"] for result in results] == [result["epoch"] for result in expected]
     for result, other in zip(results, expected, strict=True):
         assert result["weights"] == pytest.approx(other["weights"], rel=1e-10, abs=1e-12)
@@ -186,5 +187,7 @@ def living_actors() -> list[str]:
     return [actor["ActorClassName"] for actor in actors if actor["State"] == "ALIVE"]
 
 
-def living_groups() -> list[str]:
-    return [group["name"] for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
+def living_groups() -> set[str]:
+    """The ids of all placement groups that are there or will be."""
+    groups = ray.util.placement_group_table().items()
+    return {group_id for group_id, group in groups if group["state"] != "REMOVED"}

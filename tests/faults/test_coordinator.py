@@ -48,7 +48,7 @@ def ray_address() -> Iterator[str]:
 def nothing_is_left(ray_address: str) -> Iterator[None]:
     yield
     wait_until(lambda: living_actors() == [], "all actors to be gone")
-    wait_until(lambda: [name for name in living_groups() if name] == [], "all reservations to be gone")
+    wait_until(lambda: living_groups() == set(), "all reservations to be gone")
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def ray_address() -> Iterator[str]:
 def nothing_is_left(ray_address: str) -> Iterator[None]:
     yield
     wait_until(lambda: living_actors() == [], "all actors to be gone")
-    wait_until(lambda: [name for name in living_groups() if name] == [], "all reservations to be gone")
+    wait_until(lambda: living_groups() == set(), "all reservations to be gone")
 
 
 def said_by(pid: int) -> list[str]:

@@ -43,14 +43,14 @@ def address() -> Iterator[str]:
 class Driver:
     """A driver in a process of its own."""
 
-    def __init__(self, address: str, storage: Path, how: str) -> None:
+    def __init__(self, address: str, storage: Path, how: str, state_period_s: float) -> None:
         self.storage = storage
         self.log = storage / f"{how}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.driver", address, str(storage), how],
                 cwd=Path(__file__).parents[2],
-                env={**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "2"},
+                env={**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": str(state_period_s)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -70,24 +70,30 @@ def pids_of_actors() -> list[int]:
     return [actor["Pid"] for actor in actors if actor["State"] == "ALIVE"]
 
 
-@pytest.mark.parametrize(("how", "again"), [("run", "resume"), ("fit", "restore")])
-def test_every_trial_goes_on_from_its_newest_state(how: str, again: str, address: str, tmp_path: Path) -> None:
-    driver = Driver(address, tmp_path, how)
+@pytest.mark.parametrize(("how", "again", "state_period_s"), [("run", "resume", 1000.0), ("fit", "restore", 1.0)])
+def test_every_trial_goes_on_from_its_newest_state(
+    how: str, again: str, state_period_s: float, address: str, tmp_path: Path
+) -> None:
+    """Tune writes its own state now and then: the driver started again may have forgotten all results, or the last ones."""
+    driver = Driver(address, tmp_path, how, state_period_s)
     try:
         wait_until(lambda: driver.has_seen(7), "both trials to report their eighth epoch", timeout_s=90)
         pids = pids_of_actors()
         assert len(pids) == 2 * NUM_TRIALS
+        groups = living_groups()
+        assert len(groups) == 2 * NUM_TRIALS  # Tune's for the coordinators, and theirs
     finally:
         driver.process.kill()
         driver.process.wait(10)
     before = driver.seen()
     wait_until(lambda: living_actors() == [], "all actors to be gone")
     wait_until(lambda: not any(is_alive(pid) for pid in pids), "all processes to be gone")
-    wait_until(lambda: living_groups() == [], "all reservations to be gone")
-    wait_until(lambda: ray.available_resources().get("CPU") == NUM_CPUS, "all CPUs to be free")
+    # Ray itself may forget one that a coordinator asks for, having lost its replica, in the moment in which all of its
+    # job is ended; the next run removes it.
+    wait_until(lambda: not groups & living_groups(), "all reservations to be gone")
     assert not (tmp_path / "ended.json").exists()
 
-    driver = Driver(address, tmp_path, again)
+    driver = Driver(address, tmp_path, again, state_period_s)
     try:
         assert driver.process.wait(90) == 0, driver.log.read_text()
     finally:
@@ -104,9 +110,11 @@ def test_every_trial_goes_on_from_its_newest_state(how: str, again: str, address
         numbers = [result["training_iteration"] for result in now]
         assert numbers == list(range(numbers[0], len(expected) + 1))
         assert numbers[0] <= was[-1]["training_iteration"] + 1
-        assert now[-1]["began_at"] >= was[-1]["epoch"] - 6  # two seconds of 0.24 s each, not from the beginning
+        assert now[-1]["began_at"] >= was[-1]["epoch"] - 6  # of 0.24 s each, and not all over again
         prefix, replicas, restarts, trial_id = trial["name"].split("_", 3)
         assert (prefix, replicas, trial_id) == ("AdaptDLTrainable", "1", trial["trial_id"])
         assert int(restarts) > int(was[-1]["name"].split("_")[2])
         assert not Path(trial["path"], ".adaptdl").exists()
     wait_until(lambda: living_actors() == [], "all actors to be gone")
+    wait_until(lambda: living_groups() == set(), "all reservations to be gone")
+    wait_until(lambda: ray.available_resources().get("CPU") == NUM_CPUS, "all CPUs to be free")

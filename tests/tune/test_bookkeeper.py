@@ -6,11 +6,14 @@ import csv
 import io
 import json
 from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.train._internal.storage import StorageContext
 
-from adaptdl.tune.bookkeeper import _csv_rows, _cut, _json_rows
+from adaptdl.tune.bookkeeper import Bookkeeper, _csv_rows, _cut, _json_rows
 
 RESULTS = [{"training_iteration": number, "timestamp": 1000 + number, "text": 'a, "b"'} for number in range(1, 6)]
 
@@ -45,3 +48,51 @@ def test_of_a_trial_that_took_over_anothers_state_the_later_of_two_equal_numbers
     log = as_json([*RESULTS, *again])
     assert _cut(log, _json_rows, again[1]) == as_json([*RESULTS, *again[:2]])
     assert _cut(log, _json_rows, RESULTS[2]) == as_json(RESULTS[:3])
+
+
+@pytest.fixture
+def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As far as the log goes."""
+    monkeypatch.setattr("ray.train._internal.storage._get_ray_train_session_dir", lambda: str(tmp_path / "session"))
+    storage = StorageContext(storage_path=str(tmp_path / "s"), experiment_dir_name="e", trial_dir_name="t")
+    for path in (storage.trial_driver_staging_path, storage.trial_fs_path):
+        Path(path).mkdir(parents=True)
+    return SimpleNamespace(
+        trial_id="t",
+        storage=storage,
+        run_metadata=SimpleNamespace(last_result=RESULTS[2]),
+        is_finished=lambda: False,
+    )
+
+
+@pytest.mark.parametrize(("here", "there"), [(5, 4), (5, None), (None, 4), (0, 4), (3, 3)])
+def test_a_new_driver_has_the_log_that_it_knows_of_here_and_on_the_storage(
+    trial: Any, here: int | None, there: int | None
+) -> None:
+    places = (Path(trial.storage.trial_driver_staging_path), here), (Path(trial.storage.trial_fs_path), there)
+    for folder, number in places:
+        if number is not None:
+            (folder / "result.json").write_bytes(as_json(RESULTS[:number]))
+            (folder / "progress.csv").write_bytes(as_csv(RESULTS[:number]) if number else b"")
+    bookkeeper = Bookkeeper()
+    bookkeeper.on_step_begin(iteration=0, trials=[trial])
+    for folder, _ in places:
+        assert (folder / "result.json").read_bytes() == as_json(RESULTS[:3])
+        assert (folder / "progress.csv").read_bytes() == as_csv(RESULTS[:3])
+
+
+def test_a_driver_that_knows_of_no_result_has_an_empty_log(trial: Any) -> None:
+    trial.run_metadata.last_result = {}
+    path = Path(trial.storage.trial_driver_staging_path, "result.json")
+    bookkeeper = Bookkeeper()
+    path.write_bytes(as_json(RESULTS))
+    bookkeeper.on_step_begin(iteration=0, trials=[trial])
+    assert path.read_bytes() == b""
+    path.write_bytes(as_json(RESULTS[:1]))
+    bookkeeper.on_step_begin(iteration=1, trials=[trial])
+    assert path.read_bytes() == as_json(RESULTS[:1])
+
+
+def test_a_trial_that_has_no_folder_yet_is_left_alone(trial: Any) -> None:
+    trial.run_metadata.last_result, trial.storage.trial_dir_name = {}, None
+    Bookkeeper().on_step_begin(iteration=0, trials=[trial])

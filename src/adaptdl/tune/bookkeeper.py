@@ -53,7 +53,7 @@ class Bookkeeper(Callback):
         for trial in trials:
             if trial.trial_id not in self._mended:
                 self._mended.add(trial.trial_id)
-                if trial.run_metadata.last_result and not trial.is_finished():
+                if not trial.is_finished():
                     _mend_log(trial)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -139,12 +139,11 @@ def _storage(trial: Trial) -> StorageContext:
 
 def _save_log(trial: Trial) -> None:
     """Copies a trial's log to the storage, from where Tune takes it when the trial starts again."""
-    for name in (EXPR_RESULT_FILE, EXPR_PROGRESS_FILE):
-        path = Path(trial.local_path or "", name)
+    storage = _storage(trial)
+    for path, _ in _log_of(trial):
         try:
             if path.is_file():
-                storage = _storage(trial)
-                _upload_to_fs_path(str(path), storage.storage_filesystem, f"{storage.trial_fs_path}/{name}")
+                _upload_to_fs_path(str(path), storage.storage_filesystem, f"{storage.trial_fs_path}/{path.name}")
         except OSError as error:
             logger.warning("cannot copy %s to the storage, results may be missing in it: %s", path, error)
 
@@ -152,19 +151,20 @@ def _save_log(trial: Trial) -> None:
 def _mend_log(trial: Trial) -> None:
     """Makes the log of a trial that an earlier driver has run end with the last result that this one knows of.
 
-    Of the copies on this machine and on the storage, the first is newer, if it is there.
+    Of the copies on this machine and on the storage, the first is newer, if it is there. A trial that no driver has run has
+    no log.
     """
-    for name, rows in ((EXPR_RESULT_FILE, _json_rows), (EXPR_PROGRESS_FILE, _csv_rows)):
-        path = Path(trial.local_path or "", name)
+    storage, last_result = _storage(trial), trial.run_metadata.last_result
+    for path, rows in _log_of(trial):
         try:
             copies = [path.read_bytes()] if path.is_file() else []
-            storage, where = _storage(trial), f"{_storage(trial).trial_fs_path}/{name}"
+            where = f"{storage.trial_fs_path}/{path.name}"
             if _exists_at_fs_path(storage.storage_filesystem, where):
                 with storage.storage_filesystem.open_input_stream(where) as stream:
                     copies.append(stream.readall())
-            whole = [cut for copy in copies if (cut := _cut(copy, rows, trial.run_metadata.last_result))]
-            if whole:
-                path.write_bytes(whole[0])
+            whole = [cut for copy in copies if last_result and (cut := _cut(copy, rows, last_result))]
+            if whole or (copies and not last_result):
+                path.write_bytes(whole[0] if whole else b"")
         except OSError as error:
             logger.warning("cannot bring %s in order, results may be missing or twice in it: %s", path, error)
     _save_log(trial)
@@ -198,3 +198,11 @@ def _csv_rows(lines: Iterable[str]) -> Iterable[Mapping[str, Any]]:
         values = next(csv.reader([line]), [])
         header = header or values
         yield dict(zip(header, values, strict=False))
+
+
+def _log_of(trial: Trial) -> list[tuple[Path, Rows]]:
+    """The files of a trial's log on this machine, whether they are there or not, and how to read them."""
+    if trial.storage is None or trial.storage.trial_dir_name is None:  # it was never started
+        return []
+    folder = Path(trial.storage.trial_driver_staging_path)
+    return [(folder / EXPR_RESULT_FILE, _json_rows), (folder / EXPR_PROGRESS_FILE, _csv_rows)]

@@ -29,6 +29,7 @@ from adaptdl.runtime.nodes import ClusterView, capacity, default_resources_per_r
 from adaptdl.runtime.placement import prefix_of
 from adaptdl.tune.admission import Admission
 from adaptdl.tune.allocation_loop import AllocationLoop, Arrived, Departed, Seen
+from adaptdl.tune.bookkeeper import Bookkeeper
 from adaptdl.tune.creator import elastic_from_function_trainable
 from adaptdl.tune.output import add_table_columns
 from adaptdl.tune.trainable import AdaptDLTrainable
@@ -211,7 +212,7 @@ class AdaptDLScheduler(TrialScheduler):
         experiment = self._experiment = _Experiment(
             controller_id=id(controller), name=name, loop=loop, admission=admission, elastic=elastic
         )
-        controller._callbacks._callbacks.append(_AtTheEnd(loop))
+        controller._callbacks._callbacks += [Bookkeeper(), _AtTheEnd(loop)]
         loop.start()
         return experiment
 
