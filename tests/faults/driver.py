@@ -17,7 +17,6 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from adaptdl.tune import DistributedTrainableCreator
-from adaptdl.tune.bookkeeper import Bookkeeper
 from tests.faults.experiments import regression, scheduler
 
 NUM_TRIALS = 2
@@ -57,7 +56,7 @@ class Ends(Callback):
 def main(address: str, storage: str, how: str) -> None:
     ray.init(address=address, log_to_driver=False)
     trainable = DistributedTrainableCreator(regression())
-    callbacks = [Bookkeeper(), Records(f"{storage}/seen.jsonl"), Ends(f"{storage}/ended.json")]
+    callbacks = [Records(f"{storage}/seen.jsonl"), Ends(f"{storage}/ended.json")]
     if how in ("run", "resume"):
         tune.run(
             trainable,

@@ -21,7 +21,6 @@ from ray.tune.experiment import Trial
 from adaptdl.runtime import ElasticConfig
 from adaptdl.torch.ambient import close_local_session
 from adaptdl.tune import AdaptDLScheduler, DistributedTrainableCreator
-from adaptdl.tune.bookkeeper import Bookkeeper
 
 NUM_CPUS = 2
 
@@ -102,7 +101,7 @@ def run(function: Any, tmp_path: Path, *callbacks: Callback, **more: Any) -> lis
         DistributedTrainableCreator(function),
         name="experiment",
         storage_path=str(tmp_path),
-        callbacks=[Bookkeeper(), *callbacks],
+        callbacks=list(callbacks),
         verbose=0,
         raise_on_failed_trial=False,
         **more,
