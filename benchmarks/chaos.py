@@ -13,12 +13,9 @@ bounds does not hold.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import logging
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from findings import Bound, describe_machine, print_table
+from findings import Bound, conclude, describe_machine, print_machine, print_table, working_directory, write_json
 from storm.finding import Findings, TrialFindings, find
 from storm.memory import growth_mb_per_min
 from storm.processes import owned_processes
@@ -60,9 +57,9 @@ _TRIAL_COLUMNS = (
 def main(args: argparse.Namespace) -> int:
     """Runs all, prints it, and says with which status to exit."""
     machine = describe_machine(torch=torch.__version__, Ray=ray.__version__)
-    print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
+    print_machine(machine)
     num_epochs = round((args.minutes * 60 * _TRAINING_SHARE + _STARTING_S) / (STEPS_PER_EPOCH * _STEP_S))
-    with _directory(args.keep) as directory, owned_processes():
+    with working_directory(args.keep, prefix="adaptdl-chaos-") as directory, owned_processes():
         storm, undisturbed = directory / "storm", directory / "undisturbed"
         config = {"directory": str(storm), "epochs": num_epochs, "lr": 0.02, "step_s": _STEP_S, "with_log": True}
         run = run_storm(config, seed=args.seed, duration_s=args.minutes * 60, directory=directory)
@@ -70,22 +67,8 @@ def main(args: argparse.Namespace) -> int:
         found = find(run, num_epochs=num_epochs, storm=storm, undisturbed=undisturbed)
     verdicts = list(bounds(found))
     print_findings(run, found)
-    print("\nBounds")
-    for verdict in verdicts:
-        print(f"  {verdict}")
-    if args.json is not None:
-        args.json.write_text(json.dumps(as_json(machine, run, found, verdicts), indent=1, ensure_ascii=False) + "\n")
-    return int(args.check and any(verdict.holds is False for verdict in verdicts))
-
-
-@contextlib.contextmanager
-def _directory(keep: Path | None) -> Iterator[Path]:
-    if keep is None:
-        with tempfile.TemporaryDirectory(prefix="adaptdl-chaos-") as directory:
-            yield Path(directory)
-    else:
-        keep.mkdir(parents=True)
-        yield keep.resolve()
+    write_json(args.json, as_json(machine, run, found, verdicts))
+    return conclude(verdicts, check=args.check)
 
 
 def print_findings(run: StormRun, found: Findings) -> None:

@@ -28,7 +28,7 @@ from allocations.plot import plot
 from allocations.published import Answer, Collection
 from allocations.scale import Case, Measured, measure
 from allocations.verdict import answer_bounds, scale_bounds
-from findings import Bound, describe_machine, print_table
+from findings import Bound, conclude, describe_machine, print_machine, print_table
 
 CASES = (
     *(Case(num_gpus=num_gpus) for num_gpus in (64, 256, 1_024, 2_048, 4_096, 10_000)),
@@ -40,7 +40,7 @@ CASES = (
 def main(args: argparse.Namespace) -> int:
     """Runs all, prints it, and says with which status to exit."""
     machine = describe_machine(numpy=np.__version__, scipy=scipy.__version__)
-    print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
+    print_machine(machine)
     answers = ask_published(args.instances, args.count)
     if answers:
         print_answers(answers)
@@ -50,14 +50,12 @@ def main(args: argparse.Namespace) -> int:
             rounds += measure(case)
         print_rounds(rounds)
     verdicts = [*(answer_bounds(answers) if answers else ()), *(scale_bounds(rounds) if rounds else ())]
-    print("\nBounds")
-    for verdict in verdicts:
-        print(f"  {verdict}")
+    status = conclude(verdicts, check=args.check)
     if args.json is not None:
         args.json.write_text(json.dumps(as_json(machine, answers, rounds, verdicts), indent=1) + "\n")
     if args.plot is not None:
         plot(rounds, args.plot)
-    return int(args.check and not all(verdict.holds for verdict in verdicts))
+    return status
 
 
 def ask_published(folder: Path, count: int) -> list[Answer]:

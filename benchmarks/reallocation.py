@@ -12,7 +12,6 @@ made, in one clock. It takes about ten minutes, and exits with 1 if one of the b
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import signal
@@ -27,7 +26,7 @@ from typing import Any
 
 import ray
 import torch
-from findings import Bound, describe_machine, print_table
+from findings import Bound, conclude, describe_machine, print_machine, print_table, write_json
 from pauses.ours import Ours, run_ours
 from pauses.peer import run_peer
 from pauses.step_log import Transition
@@ -40,7 +39,7 @@ _NUM_NODES, _CPUS_PER_NODE = 3, 2
 def main(args: argparse.Namespace) -> int:
     """Runs all, prints it, and says with which status to exit."""
     machine = describe_machine(torch=torch.__version__, Ray=ray.__version__)
-    print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
+    print_machine(machine)
     with tempfile.TemporaryDirectory(prefix="adaptdl-reallocation-") as directory, simulated_cluster():
         ours = run_ours(args.count, Path(directory, "ours"))
         peer = run_peer(args.peer_count, Path(directory, "peer")) if args.peer else {}
@@ -48,12 +47,8 @@ def main(args: argparse.Namespace) -> int:
     print_ours(ours)
     if peer:
         print_peer(ours, peer)
-    print("\nBounds")
-    for verdict in verdicts:
-        print(f"  {verdict}")
-    if args.json is not None:
-        args.json.write_text(json.dumps(as_json(machine, ours, peer, verdicts), indent=1, ensure_ascii=False) + "\n")
-    return int(args.check and any(verdict.holds is False for verdict in verdicts))
+    write_json(args.json, as_json(machine, ours, peer, verdicts))
+    return conclude(verdicts, check=args.check)
 
 
 @contextmanager

@@ -12,20 +12,17 @@ the batches that were handed out. It takes about 15 minutes, and exits with 1 if
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import logging
 import statistics
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from findings import Bound, describe_machine, print_table
+from findings import Bound, conclude, describe_machine, print_machine, print_table, working_directory, write_json
 from recoveries.measuring import Loss, Recovered
 from recoveries.ours import run_ours
 from recoveries.peer import run_peer
@@ -39,8 +36,8 @@ _NUM_NODES, _CPUS_PER_NODE = 2, 1
 def main(args: argparse.Namespace) -> int:
     """Runs all, prints it, and says with which status to exit."""
     machine = describe_machine(torch=torch.__version__, Ray=ray.__version__)
-    print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
-    with _directory(args.keep) as directory, owned_processes():
+    print_machine(machine)
+    with working_directory(args.keep, prefix="adaptdl-recovery-") as directory, owned_processes():
         with started_nodes(_NUM_NODES, _CPUS_PER_NODE) as nodes:
             ours = run_ours(nodes, args.count, directory / "ours")
         peer = {}
@@ -49,22 +46,8 @@ def main(args: argparse.Namespace) -> int:
                 peer = run_peer(nodes, args.peer_count, directory / "peer")
     verdicts = list(bounds(ours, peer))
     print_recoveries(ours, peer)
-    print("\nBounds")
-    for verdict in verdicts:
-        print(f"  {verdict}")
-    if args.json is not None:
-        args.json.write_text(json.dumps(as_json(machine, ours, peer, verdicts), indent=1, ensure_ascii=False) + "\n")
-    return int(args.check and any(verdict.holds is False for verdict in verdicts))
-
-
-@contextlib.contextmanager
-def _directory(keep: Path | None) -> Iterator[Path]:
-    if keep is None:
-        with tempfile.TemporaryDirectory(prefix="adaptdl-recovery-") as directory:
-            yield Path(directory)
-    else:
-        keep.mkdir(parents=True)
-        yield keep.resolve()
+    write_json(args.json, as_json(machine, ours, peer, verdicts))
+    return conclude(verdicts, check=args.check)
 
 
 def print_recoveries(ours: Mapping[Loss, Sequence[Recovered]], peer: Mapping[Loss, Sequence[Recovered]]) -> None:

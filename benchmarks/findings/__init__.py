@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Bound", "describe_machine", "print_table"]
+__all__ = ["Bound", "conclude", "describe_machine", "print_machine", "print_table", "working_directory", "write_json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,36 @@ def describe_machine(**versions: str) -> dict[str, Any]:
         "machine": f"{len(os.sched_getaffinity(0))} cores, {models[0].split(': ')[1] if models else platform.machine()}",
         "load before": round(os.getloadavg()[0], 1),
     }
+
+
+def print_machine(machine: Mapping[str, Any]) -> None:
+    """One line for each."""
+    print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
+
+
+def conclude(verdicts: Sequence[Bound], *, check: bool) -> int:
+    """Prints the bounds, and says with which status to exit; `check`: whether they matter for it."""
+    print("\nBounds")
+    for verdict in verdicts:
+        print(f"  {verdict}")
+    return int(check and any(verdict.holds is False for verdict in verdicts))
+
+
+def write_json(path: Path | None, content: Any) -> None:
+    """Writes what was found, if there is somewhere to write it to."""
+    if path is not None:
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def working_directory(keep: Path | None, *, prefix: str) -> Iterator[Path]:
+    """A new directory: `keep`, or one that is removed afterwards."""
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix=prefix) as directory:
+            yield Path(directory)
+    else:
+        keep.mkdir(parents=True)
+        yield keep.resolve()
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -19,9 +19,9 @@ _NUM_DIFFERENT = 1024
 class NumberedSamples(Dataset[tuple[Tensor, int, int]]):
     """(features, class, number of the sample); the numbers tell which batch one has."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_features: int = _NUM_FEATURES) -> None:
         generator = torch.Generator().manual_seed(0)
-        self._features = torch.randn(_NUM_DIFFERENT, _NUM_FEATURES, generator=generator)
+        self._features = torch.randn(_NUM_DIFFERENT, num_features, generator=generator)
         self._classes = torch.randint(_NUM_CLASSES, (_NUM_DIFFERENT,), generator=generator).tolist()
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from storm.batch_log import BatchWriter
 from torch.nn import functional
 
 import adaptdl.torch as adl
-from recoveries.workload import BATCH_SIZE, STEP_S, NumberedSamples, make_net, make_optimizer
+from recoveries.workload import BATCH_SIZE, STEP_S, make_net, make_optimizer, make_samples
 
 __all__ = ["train"]
 
@@ -25,7 +25,7 @@ def train(config: dict[str, Any]) -> None:
     session = adl.current_session()
     stop_file = Path(config["stop_file"])
     writer = BatchWriter(Path(config["batches"]), session.replica.replica_id, session.replica.node_id)
-    loader = adl.AdaptiveDataLoader(NumberedSamples(), batch_size=BATCH_SIZE)
+    loader = adl.AdaptiveDataLoader(make_samples(), batch_size=BATCH_SIZE)
     net = make_net()
     optimizer = make_optimizer(net)
     model = adl.AdaptiveDataParallel(net, optimizer)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import enum
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from storm.batch_log import Batch, ReplicaLog, TrialLog
@@ -59,14 +61,34 @@ class Recovered:
 
 
 def lose_and_measure(
-    losses: Sequence[Loss], nodes: Nodes, log: TrialLog, driver: Driver[Any]
+    losses: Sequence[Loss], nodes: Nodes, directory: Path, run: Callable[[Path, dict[str, str]], Any]
 ) -> dict[Loss, list[Recovered]]:
     """Makes these losses, each when two workers train on a node each.
+
+    Args:
+        losses: one after another.
+        nodes: two, of one CPU each; as many are there afterwards.
+        directory: a new one, for the files of the run.
+        run: trains, in a process that is connected to the cluster; is given the directory, and the config of the training
+            function: ``batches``, where it writes those, and ``stop_file``, until which it trains.
 
     Raises:
         TimeoutError: the message says what was waited for.
         RuntimeError: training has ended.
     """
+    directory.mkdir()
+    stop_file, log = directory / "stop", TrialLog(directory / "batches")
+    config = {"batches": str(directory / "batches"), "stop_file": str(stop_file)}
+    driver = Driver(partial(run, directory, config), nodes.address, directory / "driver.log")
+    try:
+        return _measure(losses, nodes, log, driver)
+    finally:
+        stop_file.touch()
+        driver.end()
+        log.close()
+
+
+def _measure(losses: Sequence[Loss], nodes: Nodes, log: TrialLog, driver: Driver[Any]) -> dict[Loss, list[Recovered]]:
     found: dict[Loss, list[Recovered]] = {}
     for loss in losses:
         victim = _wait_until_steady(log, driver, loss)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-from storm.batch_log import TrialLog
 from storm.cluster import Nodes
-from storm.driver import Driver
 from storm.experiment import Experiment, run_experiment
 
 from adaptdl.runtime import ElasticConfig
@@ -21,31 +19,22 @@ _INTERVAL_S = 5.0
 
 
 def run_ours(nodes: Nodes, count: int, directory: Path) -> dict[Loss, list[Recovered]]:
-    """Makes each loss `count` times, with AdaptDL's defaults.
+    """Makes each loss `count` times, with AdaptDL's defaults. For the rest see
+    :func:`recoveries.measuring.lose_and_measure`."""
+    return lose_and_measure(list(Loss) * count, nodes, directory, _tune)
 
-    Args:
-        nodes: two, of one CPU each; as many are there afterwards.
-        directory: for the files of the run.
 
-    Raises:
-        TimeoutError, RuntimeError: see :func:`recoveries.measuring.lose_and_measure`.
-    """
-    directory.mkdir()
-    stop_file, log = directory / "stop", TrialLog(directory / "batches")
-    experiment = Experiment(
-        name="recovery",
-        function=train,
-        config={"batches": str(directory / "batches"), "stop_file": str(stop_file)},
-        num_trials=1,
-        policy=SpreadPolicy(),
-        interval_s=_INTERVAL_S,
-        elastic=ElasticConfig(),
-        directory=directory,
+def _tune(directory: Path, config: dict[str, str]) -> Any:
+    """Runs one trial under Tune."""
+    return run_experiment(
+        Experiment(
+            name="recovery",
+            function=train,
+            config=config,
+            num_trials=1,
+            policy=SpreadPolicy(),
+            interval_s=_INTERVAL_S,
+            elastic=ElasticConfig(),
+            directory=directory,
+        )
     )
-    driver = Driver(partial(run_experiment, experiment), nodes.address, directory / "driver.log")
-    try:
-        return lose_and_measure(list(Loss) * count, nodes, log, driver)
-    finally:
-        stop_file.touch()
-        driver.end()
-        log.close()

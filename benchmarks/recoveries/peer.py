@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from storm.batch_log import TrialLog
 from storm.cluster import Nodes
-from storm.driver import Driver
 
 from recoveries.measuring import Loss, Recovered, lose_and_measure
 
@@ -26,34 +23,19 @@ _LOSSES = (Loss.FOLLOWERS_NODE, Loss.FOLLOWER)
 
 
 def run_peer(nodes: Nodes, count: int, directory: Path) -> dict[Loss, list[Recovered]]:
-    """Loses a worker, and a worker's node, `count` times each.
-
-    Args:
-        nodes: two, of one CPU each; as many are there afterwards.
-        directory: for the files of the run.
-
-    Raises:
-        TimeoutError, RuntimeError: see :func:`recoveries.measuring.lose_and_measure`.
-    """
-    directory.mkdir()
-    stop_file, log = directory / "stop", TrialLog(directory / "batches")
-    driver = Driver(partial(_fit, directory, stop_file), nodes.address, directory / "driver.log")
-    try:
-        return lose_and_measure(_LOSSES * count, nodes, log, driver)
-    finally:
-        stop_file.touch()
-        driver.end()
-        log.close()
+    """Loses a worker, and a worker's node, `count` times each. For the rest see
+    :func:`recoveries.measuring.lose_and_measure`."""
+    return lose_and_measure(_LOSSES * count, nodes, directory, _fit)
 
 
-def _fit(directory: Path, stop_file: Path) -> str:
+def _fit(directory: Path, config: dict[str, str]) -> str:
     """Runs Ray Train on the cluster that this process is connected to, until the stop file is there."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     trainer = TorchTrainer(
         train,
-        train_loop_config={"batches": str(directory / "batches"), "stop_file": str(stop_file)},
+        train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=(1, 2),
             resources_per_worker={"CPU": 1},
@@ -81,7 +63,7 @@ def train(config: dict[str, Any]) -> None:
     from storm.batch_log import BatchWriter
     from torch.nn import functional
 
-    from recoveries.workload import BATCH_SIZE, STEP_S, NumberedSamples, make_net, make_optimizer
+    from recoveries.workload import BATCH_SIZE, STEP_S, make_net, make_optimizer, make_samples
 
     torch.set_num_threads(1)
     context = ray.train.get_context()
@@ -92,7 +74,7 @@ def train(config: dict[str, Any]) -> None:
     node_id = ray.get_runtime_context().get_node_id()
     writer = BatchWriter(Path(config["batches"]), f"{generation}-{rank}-{os.getpid()}", node_id)
 
-    samples, net = NumberedSamples(), make_net()
+    samples, net = make_samples(), make_net()
     optimizer = make_optimizer(net)
     num_steps = 0
     checkpoint = ray.train.get_checkpoint()

@@ -1,37 +1,21 @@
-"""What is trained: a small network on numbered samples, by steps that last as long as sleeping makes them."""
+"""What is trained: a small network on the numbered samples of `pauses`, by steps that last as long as sleeping makes them."""
 
 from __future__ import annotations
 
+import pauses.workload
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from pauses.workload import BATCH_SIZE, make_optimizer
+from torch import nn
 
-__all__ = ["BATCH_SIZE", "STEPS_PER_EPOCH", "STEP_S", "NumberedSamples", "make_net", "make_optimizer"]
+__all__ = ["BATCH_SIZE", "STEP_S", "make_net", "make_optimizer", "make_samples"]
 
-BATCH_SIZE = 32
-STEPS_PER_EPOCH = 4000
-"""Minutes of training, so that losses come in the middle of a loop."""
 STEP_S = 0.075
 """Slept in every step, so that both sides make as many steps in a second, and have the machine's cores to recover with."""
 _NUM_FEATURES, _NUM_HIDDEN, _NUM_CLASSES = 64, 256, 10
-_NUM_DIFFERENT = 1024
-"""Samples kept in memory; the data set repeats them."""
 
 
-class NumberedSamples(Dataset[tuple[Tensor, int, int]]):
-    """(features, class, number of the sample)."""
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self._features = torch.randn(_NUM_DIFFERENT, _NUM_FEATURES, generator=generator)
-        self._classes = torch.randint(_NUM_CLASSES, (_NUM_DIFFERENT,), generator=generator).tolist()
-
-    def __len__(self) -> int:
-        return STEPS_PER_EPOCH * BATCH_SIZE
-
-    def __getitem__(self, number: int) -> tuple[Tensor, int, int]:
-        index = number % _NUM_DIFFERENT
-        return self._features[index], self._classes[index], number
+def make_samples() -> pauses.workload.NumberedSamples:
+    return pauses.workload.NumberedSamples(_NUM_FEATURES)
 
 
 def make_net() -> nn.Module:
@@ -43,7 +27,3 @@ def make_net() -> nn.Module:
         nn.ReLU(),
         nn.Linear(_NUM_HIDDEN, _NUM_CLASSES),
     )
-
-
-def make_optimizer(net: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)

@@ -10,6 +10,7 @@ from ray.cluster_utils import Cluster
 
 from adaptdl.runtime import ElasticConfig
 from adaptdl.runtime.placement import sweep
+from tests.faults.experiments import living_actors, living_groups, local_ray, wait_until_empty
 from tests.faults.scripted import training_function
 from tests.faults.survivors import SurvivingTrial, run
 from tests.runtime.jobs import RunningJob
@@ -41,6 +42,20 @@ def add_node(cluster: Cluster) -> str:
     cluster.wait_for_nodes()
     (added,) = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - before
     return str(added)
+
+
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    """A Ray of its own for a module, on one node."""
+    with local_ray() as address:
+        yield address
+
+
+@pytest.fixture
+def nothing_is_left(ray_address: str) -> Iterator[None]:
+    yield
+    wait_until_empty(living_actors, "actors")
+    wait_until_empty(living_groups, "reservations")
 
 
 @pytest.fixture

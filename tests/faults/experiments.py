@@ -23,6 +23,9 @@ from adaptdl.torch.ambient import close_local_session
 from adaptdl.tune import AdaptDLScheduler, DistributedTrainableCreator
 
 NUM_CPUS = 2
+EPOCHS = 10
+CONFIG = {"epochs": EPOCHS, "sleep_s": 0.02}
+"""Of `regression`, where a test does not say otherwise."""
 
 
 def regression() -> Callable[[dict[str, Any]], None]:
@@ -173,17 +176,25 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0)
     return value
 
 
+def wait_until_empty(look: Callable[[], Any], what: str, timeout_s: float = 30.0) -> None:
+    """Waits until `look` finds nothing; says what it has found last if it does not come to that."""
+    deadline = time.monotonic() + timeout_s
+    while left := look():
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for these {what} to go: {left}"
+        time.sleep(0.05)
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (ProcessLookupError, FileNotFoundError):
         return False
-    return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
 
 
 def living_actors() -> list[str]:
     actors = ray._private.state.actors().values()
-    return [actor["ActorClassName"] for actor in actors if actor["State"] == "ALIVE"]
+    return [actor["ActorClassName"] for actor in actors if actor["State"] != "DEAD"]
 
 
 def living_groups() -> set[str]:

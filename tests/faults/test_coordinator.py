@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from adaptdl.runtime import ElasticConfig
 from adaptdl.tune import AdaptDLScheduler
 from tests.faults.experiments import (
+    CONFIG,
+    EPOCHS,
     KillsCoordinator,
     Watches,
     check_results,
     is_alive,
-    living_actors,
-    living_groups,
-    local_ray,
     logged,
     regression,
     run,
@@ -32,23 +30,7 @@ from tests.faults.experiments import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-EPOCHS = 10
-CONFIG = {"epochs": EPOCHS, "sleep_s": 0.02}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_address() -> Iterator[str]:
-    with local_ray() as address:
-        yield address
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(ray_address: str) -> Iterator[None]:
-    yield
-    wait_until(lambda: living_actors() == [], "all actors to be gone")
-    wait_until(lambda: living_groups() == set(), "all reservations to be gone")
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("nothing_is_left")]
 
 
 @pytest.fixture(scope="module")

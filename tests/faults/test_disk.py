@@ -6,7 +6,7 @@ import os
 import re
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,11 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from tests.faults.experiments import (
+    CONFIG,
+    EPOCHS,
     Watches,
     check_results,
     is_alive,
-    living_actors,
-    living_groups,
-    local_ray,
     logged,
     regression,
     run,
@@ -31,25 +30,10 @@ from tests.faults.experiments import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("nothing_is_left")]
 
-EPOCHS = 10
-CONFIG = {"epochs": EPOCHS, "sleep_s": 0.02}
 WIDTH = 20_000
 """Of a model whose snapshot is some megabytes."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_address() -> Iterator[str]:
-    with local_ray() as address:
-        yield address
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(ray_address: str) -> Iterator[None]:
-    yield
-    wait_until(lambda: living_actors() == [], "all actors to be gone")
-    wait_until(lambda: living_groups() == set(), "all reservations to be gone")
 
 
 def said_by(pid: int) -> list[str]:

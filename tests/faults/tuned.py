@@ -22,12 +22,13 @@ import ray
 from ray import tune
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
-from ray.tune import Callback, Stopper
+from ray.tune import Stopper
 from ray.tune.experiment import Trial
 
 from adaptdl.policy import Allocation, Decision, Job, Node, Policy
 from adaptdl.runtime import ElasticConfig, JobStatus
 from adaptdl.tune import AdaptDLScheduler
+from tests.faults.experiments import Watches, is_alive
 from tests.faults.scripted import training_function
 
 __all__ = ["DEADLINE_S", "Experiment", "Machines", "Spread", "Step", "undisturbed"]
@@ -213,21 +214,16 @@ class _StopsWhenTold(Stopper):
         return self.told
 
 
-class _Watches(Callback):
-    """What Tune has seen."""
+class _Watches(Watches):
+    """Knows the trial and its errors, too."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.trial: Trial | None = None
-        self.results: list[dict[str, Any]] = []
         self.num_errors = 0
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.trial = trial
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        self.results.append(dict(result))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.num_errors += 1
@@ -317,7 +313,7 @@ class Experiment:
 
     def living_replicas(self) -> set[int]:
         """Processes that have trained and are still there."""
-        return {pid for pid in {step.pid for step in self.steps} if _is_alive(pid)}
+        return {pid for pid in {step.pid for step in self.steps} if is_alive(pid)}
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
@@ -366,11 +362,3 @@ class Experiment:
             raise self._failure
         assert self._watches.trial is not None
         return self._watches.trial
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (ProcessLookupError, FileNotFoundError):
-        return False

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from adaptdl.plan import Advance, Plan
 from adaptdl.torch import reallocation
 from adaptdl.torch.group import GroupBroken
-from adaptdl.torch.mailbox import Leave, Order
 
 if TYPE_CHECKING:
     from adaptdl.torch.session import ElasticSession
@@ -41,10 +40,7 @@ def recover(session: ElasticSession, error: GroupBroken) -> None:
     was_first = session.rank_before == 0
     while not session.joined:
         session.host.broken(session.generation, session.place(), reason)
-        order = session.mailbox.wait()
-        if order is Order.LEAVE:
-            session.host.left(session.generation)
-            raise Leave
+        order = session.next_order()
         if isinstance(order, Advance):
             if session.runs_on_to(order.place):
                 return

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adaptdl.torch.news import metrics as own_metrics
 from adaptdl.torch.transfer import write_snapshot
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Reports:
         self.flush()
         self.num_done = self._num_seen
         self.num_results += 1
-        self._pending = _Report(metrics={**metrics, **session.metrics()}, files=files, number=self.num_results)
+        self._pending = _Report(metrics={**metrics, **own_metrics(session)}, files=files, number=self.num_results)
 
     def flush(self) -> None:
         """Sends the result that waits, if there is one."""
