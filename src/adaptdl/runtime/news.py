@@ -91,7 +91,6 @@ class News:
             pause_s=switched.pause_s,
             steps=switched.steps,
         )
-        self._stepped_at = None
         self._num_replicas, self._num_nodes = switched.num_replicas, switched.num_nodes
         self._reallocations.append(reallocation)
         return reallocation
@@ -134,6 +133,7 @@ class News:
         allocation: Mapping[str, int],
         held: Mapping[str, int],
         wish: Mapping[str, int],
+        lost_on: frozenset[str],
         trouble: str,
     ) -> JobStatus:
         """With what the coordinator knows beside this."""
@@ -148,5 +148,6 @@ class News:
             report=self._report,
             metrics=dict(self._metrics),
             reallocations=tuple(self._reallocations),
+            lost_on=lost_on,
             trouble=trouble,
         )

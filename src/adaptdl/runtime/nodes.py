@@ -58,13 +58,13 @@ class ClusterView:
 
     @property
     def whole(self) -> list[Node]:
-        """The nodes of the last look, each with all it has, used by others or not."""
+        """The nodes of the last look, each with all it has: used by others or not, and draining or not (others may come in
+        the place of those that go)."""
         if not self._looks:
             return []
         newest = self._looks[-1]
         return [
-            Node(node_id=node_id, resources=total, draining=node_id in newest.draining)
-            for node_id, total in sorted(newest.total.items())
+            Node(node_id=node_id, resources=total, draining=False) for node_id, total in sorted(newest.total.items())
         ]
 
     def _used(self, node_id: str, name: str) -> float:

@@ -29,17 +29,20 @@ class Recovery:
 
     reason: str = ""
     """Empty: it has not."""
+    _explained: bool = False
+    """Whether `reason` says who was lost."""
 
     @property
     def is_open(self) -> bool:
         return self.reason != ""
 
-    def open(self, reason: str) -> None:
-        """A first reason explains the others."""
-        self.reason = self.reason or reason
+    def open(self, reason: str, *, explains: bool) -> None:
+        """The first reason counts, or the first that explains the others: who was lost, not what its peers saw of it."""
+        if not self.is_open or (explains and not self._explained):
+            self.reason, self._explained = reason, explains
 
     def close(self) -> None:
-        self.reason = ""
+        self.reason, self._explained = "", False
 
 
 def furthest(records: Sequence[ReplicaRecord]) -> ReplicaRecord:

@@ -116,7 +116,7 @@ class ReplicaGroup:
         self._recovery = Recovery()
         self._recoveries = Recoveries()
         self._lost_on: dict[str, float] = {}
-        """Nodes on which replicas were lost, and when (by `clock`) the last one was."""
+        """Nodes on which processes ended that should not have, and when (by `clock`) the last one did."""
         self._num_reported = 0
         """The number of the last result, as the replicas count them."""
         self._ended = False
@@ -147,16 +147,15 @@ class ReplicaGroup:
 
     def status(self) -> JobStatus:
         """How the job stands."""
-        status = self.news.status(
+        now = self._clock()
+        return self.news.status(
             phase=self._phase(),
             allocation=self._roster.count(),
             held=self._reservations.held(),
             wish=dict(self._wish),
+            lost_on=frozenset(node_id for node_id, at in self._lost_on.items() if now - at < _SUSPECT_S),
             trouble=self._starter.trouble,
         )
-        now = self._clock()
-        lost_on = frozenset(node_id for node_id, at in self._lost_on.items() if now - at < _SUSPECT_S)
-        return replace(status, lost_on=lost_on)
 
     def _phase(self) -> Phase:
         if self._ended:
@@ -430,6 +429,7 @@ class ReplicaGroup:
     async def process_ended(self, record: ReplicaRecord, reason: str) -> None:
         """A replica's process has ended, or could not be started."""
         if not self._ended and record.state is not ReplicaState.GONE:
+            self._lost_on[record.node_id] = self._clock()
             await self._carry_out(judge_death(self._circumstances(record)), record, reason)
 
     async def _carry_out(self, verdict: Verdict, record: ReplicaRecord, reason: str) -> None:
@@ -474,13 +474,13 @@ class ReplicaGroup:
         if self._ended:
             return
         who = f"replica {record.replica_id} on node {record.node_id[:8]}"
-        self._lost_on[record.node_id] = self._clock()
+        self._lost_on[record.node_id] = self._clock()  # also if its process has not ended yet: it may be out of reach
         self._end(record)
         if not self._roster.survivors:
             await self._start_again(who, reason)
             return
         logger.warning("lost %s (%s); going on with %d replicas", who, reason, len(self._roster.survivors))
-        self._recovery.open(f"lost {who}")
+        self._recovery.open(f"lost {who}", explains=True)
         plan = self._switcher.plan
         if plan is not None:
             source = None if plan.source is None else self._roster.get(plan.source)
@@ -500,7 +500,8 @@ class ReplicaGroup:
         if record.state in (ReplicaState.LEAVING, ReplicaState.GONE):
             return
         self._roster.stands(record, event.place)
-        self._recovery.open(f"a group of {len(self._roster.members)} replicas broke: {event.reason}")
+        what = f"a group of {len(self._roster.members)} replicas broke: {event.reason}"
+        self._recovery.open(what, explains=False)
         self._switcher.abort("the group is broken")
 
     async def _recover(self, elastic: ElasticConfig) -> None:

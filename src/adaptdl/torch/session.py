@@ -33,7 +33,7 @@ from adaptdl.torch.group import Group, GroupBroken
 from adaptdl.torch.loop import Action, Loop, Micro
 from adaptdl.torch.mailbox import Leave, Mailbox, Order
 from adaptdl.torch.memory import makes_do_with_less, num_out_of_memory
-from adaptdl.torch.news import metrics, profile_key, send_update, tell_switched
+from adaptdl.torch.news import profile_key, send_update, tell_switched
 from adaptdl.torch.parting import part
 from adaptdl.torch.recovery import recover
 from adaptdl.torch.registry import Registry
@@ -186,7 +186,8 @@ class ElasticSession:
         return Pulse(place=self.place(), generation=self.generation, waited_s=waited_s, num_batches=self.num_batches)
 
     def reallocate(self, plan: Plan) -> None:
-        """To the source: carry out `plan` at the next boundary at its target."""
+        """To the source: carry out `plan` at the next boundary at its target. One that comes after a later generation has begun
+        is void."""
         self.mailbox.plan = plan
 
     def join(self, plan: Plan) -> None:
@@ -365,7 +366,6 @@ class ElasticSession:
 
     def regained_group(self, *, reports_again: bool) -> None:
         """A member again. `reports_again`: this replica has not led the group that was lost."""
-        self._broken = None
         tell_switched(self)
         if self.rank == 0 and reports_again:
             self.reports.send_again()
@@ -492,10 +492,7 @@ class ElasticSession:
                 self.host.ready(self.position)
             else:
                 self.host.broken(self.generation, self.place(), str(self._broken))
-            order = self.mailbox.wait()
-            if order is Order.LEAVE:
-                self.host.left(self.generation)
-                raise Leave
+            order = self.next_order()
             if isinstance(order, Advance):
                 self._go_to(order.place)
             elif isinstance(order, Plan):
@@ -504,6 +501,14 @@ class ElasticSession:
                 except GroupBroken as error:
                     logger.info("replica %s could not join: %s", self.replica.replica_id, error)
                     self.drop_group()
+
+    def next_order(self) -> Plan | Advance | Order | None:
+        """Waits for the newest order. Raises Leave if it is to leave, and says so."""
+        order = self.mailbox.wait()
+        if order is Order.LEAVE:
+            self.host.left(self.generation)
+            raise Leave
+        return order
 
     def park(self) -> None:
         """Keeps process and state for a later plan; returns when this replica is a member again."""
@@ -776,7 +781,3 @@ class ElasticSession:
     def flush_report(self) -> None:
         """Sends the result that waits, if there is one."""
         self.reports.flush()
-
-    def metrics(self) -> dict[str, float]:
-        """The columns this replica adds to results."""
-        return metrics(self)

@@ -107,6 +107,8 @@ class AllocationLoop:
         self._nodes: list[Node] = []
         self._looked_at = 0.0
         self._sweeps: list[tuple[float, str]] = []
+        self._departed: set[str] = set()
+        """Trials that had a coordinator, and may come again."""
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="adaptdl-allocation", daemon=True)
@@ -183,7 +185,7 @@ class AllocationLoop:
     def _take(self, news: Arrived | Seen | Departed) -> None:
         trial = self._trials.get(news.trial_id)
         if isinstance(news, Arrived):
-            known = trial is not None and trial.had_coordinator
+            known = news.trial_id in self._departed or (trial is not None and trial.had_coordinator)
             self._trials[news.trial_id] = _Trial(elastic=news.elastic, had_coordinator=known, in_allocator=True)
             self._sweeps = [(due, trial_id) for due, trial_id in self._sweeps if trial_id != news.trial_id]
             self._allocator.add_job(news.trial_id, news.elastic, resumes=known)
@@ -191,6 +193,8 @@ class AllocationLoop:
             return
         elif isinstance(news, Departed):
             del self._trials[news.trial_id]
+            if trial.had_coordinator:
+                self._departed.add(news.trial_id)
             self._allocator.remove_job(news.trial_id)
             self._sweeps += [(self._clock() + after_s, news.trial_id) for after_s in _SWEEP_AFTER_S]
         else:
