@@ -22,7 +22,8 @@ WHERE = (
     "between epochs",
     "after report",
 )
-"""And "joining": a newcomer of this rank, as it forms its first group of several, at whatever step."""
+"""And "joining": a newcomer of this rank, as it forms its first group of several, at whatever step. In the "data loader" a
+replica is not killed, but hangs."""
 
 
 def training_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -35,6 +36,7 @@ def training_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
     def train(config: dict[str, Any]) -> dict[str, Any]:
         import os
         import signal
+        import threading
         import time
         from pathlib import Path
 
@@ -67,7 +69,14 @@ def training_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
 
         generator = torch.Generator().manual_seed(0)
         inputs = torch.randn(96, 4, dtype=torch.float64, generator=generator)
-        train_set = torch.utils.data.TensorDataset(inputs, inputs.sum(dim=1, keepdim=True))
+
+        class Samples(torch.utils.data.TensorDataset):
+            def __getitem__(self, index: int) -> Any:
+                if strikes("data loader"):
+                    threading.Event().wait()  # a connection to the storage that nobody answers
+                return super().__getitem__(index)
+
+        train_set = Samples(inputs, inputs.sum(dim=1, keepdim=True))
         valid_inputs = torch.arange(50, dtype=torch.float64)
         train_loader = adl.AdaptiveDataLoader(train_set, batch_size=12, shuffle=True)
         valid_loader = adl.AdaptiveDataLoader(torch.utils.data.TensorDataset(valid_inputs), batch_size=12)

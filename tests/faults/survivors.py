@@ -81,13 +81,22 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     return training_function()(config)
 
 
-def run(num_replicas: int, flags: Path, fail_at: list[tuple[int, int, str]], **config: Any) -> SurvivingTrial:
+def run(
+    num_replicas: int,
+    flags: Path,
+    fail_at: list[tuple[int, int, str]],
+    *,
+    trial: type[SurvivingTrial] = SurvivingTrial,
+    **config: Any,
+) -> SurvivingTrial:
     """The trial after its end, with what its members returned in `ended`."""
-    with SurvivingTrial(train, {"epochs": EPOCHS, "fail_at": fail_at, "flags": str(flags), **config}) as trial:
-        trial.reallocate(num_replicas)
-        trial.ended = trial.finish()
-        trial.results = sorted((report[0] for report in trial.messages("report")), key=lambda result: result["epoch"])
-    return trial
+    with trial(train, {"epochs": EPOCHS, "fail_at": fail_at, "flags": str(flags), **config}) as running:
+        running.reallocate(num_replicas)
+        running.ended = running.finish()
+        running.results = sorted(
+            (report[0] for report in running.messages("report")), key=lambda result: result["epoch"]
+        )
+    return running
 
 
 def check(trial: SurvivingTrial, undisturbed: SurvivingTrial) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from adaptdl.policy import Policy
-from adaptdl.runtime import ElasticConfig
+from adaptdl.runtime import ElasticConfig, Phase
+from tests.faults.experiments import living_actors, living_groups, wait_until_empty
 from tests.faults.tuned import DEADLINE_S, Experiment, Machines, Spread, Step, undisturbed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -63,26 +63,10 @@ def start(tmp_path: Path, cluster: Cluster) -> Iterator[Callable[..., Experiment
         return experiments[-1]
 
     yield start
-    wait_until_empty(living_groups, "placement groups")
-    wait_until_empty(living_actors, "actors")
+    wait_until_empty(living_groups, "placement groups", DEADLINE_S)
+    wait_until_empty(living_actors, "actors", DEADLINE_S)
     for experiment in experiments:
-        wait_until_empty(experiment.living_replicas, "processes of replicas")
-
-
-def living_groups() -> list[str]:
-    return [group["name"] for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
-
-
-def living_actors() -> list[str]:
-    actors = ray._private.state.actors().values()
-    return [actor["ActorClassName"] for actor in actors if actor["State"] != "DEAD"]
-
-
-def wait_until_empty(look: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while left := look():
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S:g} s for these {what} to go: {left}"
-        time.sleep(0.1)
+        wait_until_empty(experiment.living_replicas, "processes of replicas", DEADLINE_S)
 
 
 def check_end(experiment: Experiment, expected: list[dict[str, Any]], *, num_with_missing_sums: int = 0) -> None:
@@ -152,6 +136,25 @@ def test_a_trial_leaves_a_draining_node_in_time_and_loses_nothing(
         check_end(experiment, expected)
     assert numbers(experiment.leading_steps) == list(range(1, STEPS + 1))
     assert not any(is_loss(reason) for reason in experiment.reasons), experiment.reasons
+
+
+def test_a_trial_all_of_whose_nodes_drain_pauses_and_goes_on_when_there_is_another(
+    machines: Machines, start: Callable[..., Experiment], expected: list[dict[str, Any]]
+) -> None:
+    nodes = machines.provide(2)
+    with start(ELASTIC, Spread(2)) as experiment:
+        experiment.wait_for_training(2)
+        for node_id in nodes:
+            machines.drain(node_id, NOTICE_S)
+        experiment.wait_until(lambda status: status.phase is Phase.PAUSED, "the trial to have left its nodes", NOTICE_S)
+        for node_id in nodes:
+            machines.lose(node_id)
+        machines.add()
+        experiment.wait_for_training(1)
+
+        check_end(experiment, expected)
+        assert not any(is_loss(reason) for reason in experiment.reasons), experiment.reasons
+    assert numbers(experiment.leading_steps) == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize("rank", [0])

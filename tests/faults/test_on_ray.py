@@ -81,12 +81,13 @@ def test_a_lost_replica_is_replaced(nodes: list[str], start: Callable[..., Runni
     )
 
 
-def test_a_replica_that_is_stopped_is_taken_as_lost(
-    nodes: list[str], start: Callable[..., RunningJob], undisturbed: SurvivingTrial
+@pytest.mark.parametrize(("rank", "where"), [(0, "backward"), (1, "data loader")])
+def test_a_replica_that_hangs_is_taken_as_lost(
+    rank: int, where: str, nodes: list[str], start: Callable[..., RunningJob], undisturbed: SurvivingTrial
 ) -> None:
     a, b = nodes
     elastic = dataclasses.replace(ELASTIC, progress_timeout_s=2.0, boot_timeout_s=20.0)
-    job = start(fail_at=[(0, 11, "backward")], signal=signal.SIGSTOP, sleep_s=0.2)
+    job = start(fail_at=[(rank, 11, where)], signal=signal.SIGSTOP, sleep_s=0.2)
     job.allocate({a: 1, b: 1}, elastic)
     check(job.finish(), undisturbed)
     assert any("lost replica" in change.reason for change in job.status().reallocations)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from adaptdl.plan import Plan
 from tests.faults.scripted import WHERE
 from tests.faults.survivors import STEPS, SurvivingTrial, check, run
 
@@ -48,3 +49,19 @@ def test_a_second_replica_is_lost_soon_after(
 
 def test_two_replicas_are_lost_at_once(tmp_path: Path, undisturbed: SurvivingTrial) -> None:
     check(run(3, tmp_path, [(0, 11, "backward"), (1, 11, "backward")]), undisturbed)
+
+
+class _HearsLate(SurvivingTrial):
+    """After each recovery the source gets a plan that was on its way to it when the group broke: all should leave."""
+
+    def regroup(self) -> None:
+        source = self.members[0].member.replica_id
+        super().regroup()
+        plan = Plan(generation=self.generation - 1, members=(), source=source, newcomers=frozenset(), reason="late")
+        self.members[0].call("reallocate", plan)
+
+
+def test_a_plan_that_comes_after_a_recovery_is_void(tmp_path: Path, undisturbed: SurvivingTrial) -> None:
+    trial = run(3, tmp_path, [(1, 11, "backward")], trial=_HearsLate, sleep_s=0.02)
+    check(trial, undisturbed)
+    assert trial.num_recoveries == 1

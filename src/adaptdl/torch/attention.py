@@ -19,9 +19,11 @@ __all__ = ["attend", "drop_passed_plan", "wants_attention"]
 
 
 def drop_passed_plan(session: ElasticSession) -> None:
-    """Gives a plan back whose target the source has passed."""
+    """Gives a plan back whose target the source has passed, and forgets one that a later plan came before."""
     plan = session.mailbox.plan
-    if plan is not None and plan.target is not None and plan.target < session.position:
+    if plan is not None and plan.generation <= session.generation:
+        session.mailbox.plan = None  # it was on its way when the group broke, and was given up since
+    elif plan is not None and plan.target is not None and plan.target < session.position:
         session.mailbox.plan = None
         session.host.missed(plan.generation, session.place())
 
@@ -74,7 +76,9 @@ def attend(session: ElasticSession, loop: Loop, seen: Exchanged | None) -> Actio
 
 def _plan_to_carry_out(session: ElasticSession) -> Plan | None:
     plan = session.mailbox.plan
-    return plan if plan is not None and plan.target in (None, session.position) else None
+    if plan is None or plan.generation <= session.generation:
+        return None
+    return plan if plan.target in (None, session.position) else None
 
 
 def _snapshot_due(session: ElasticSession) -> bool:

@@ -27,6 +27,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._orders: list[Plan | Advance | Order] = []
+        self._newest_generation = 0
         self.plan: Plan | None = None
         """For the source: the plan to carry out."""
         self.interrupted = False
@@ -34,7 +35,12 @@ class Mailbox:
         """`replica_id` of replicas that will not come any more, for a roll call."""
 
     def put(self, order: Plan | Advance | Order) -> None:
+        """Takes an order; not a plan that comes after a later one: it was given up."""
         with self._condition:
+            if isinstance(order, Plan):
+                if order.generation < self._newest_generation:
+                    return
+                self._newest_generation = order.generation
             self._orders.append(order)
             self._condition.notify_all()
 
