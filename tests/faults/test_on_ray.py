@@ -87,7 +87,7 @@ def test_a_replica_that_hangs_is_taken_as_lost(
 ) -> None:
     a, b = nodes
     elastic = dataclasses.replace(ELASTIC, progress_timeout_s=2.0, boot_timeout_s=20.0)
-    job = start(fail_at=[(rank, 11, where)], signal=signal.SIGSTOP, sleep_s=0.2)
+    job = start(fail_at=[(rank, 19, where)], signal=signal.SIGSTOP, sleep_s=0.2)
     job.allocate({a: 1, b: 1}, elastic)
     check(job.finish(), undisturbed)
     assert any("lost replica" in change.reason for change in job.status().reallocations)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from adaptdl.plan import Plan
 from tests.faults.scripted import WHERE
-from tests.faults.survivors import STEPS, SurvivingTrial, check, run
+from tests.faults.survivors import EPOCHS, STEPS, SurvivingTrial, check, run, train
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+WAITS_S, FREED_S = 0.5, 3.0
 
 
 def step_of(where: str) -> int:
@@ -65,3 +69,25 @@ def test_a_plan_that_comes_after_a_recovery_is_void(tmp_path: Path, undisturbed:
     trial = run(3, tmp_path, [(1, 11, "backward")], trial=_HearsLate, sleep_s=0.02)
     check(trial, undisturbed)
     assert trial.num_recoveries == 1
+
+
+def test_who_waits_for_one_that_was_stopped_is_freed(tmp_path: Path, undisturbed: SurvivingTrial) -> None:
+    """The connections to it stay open, as to a machine without power."""
+    with SurvivingTrial(
+        train, {"epochs": EPOCHS, "fail_at": [(1, 11, "backward")], "flags": str(tmp_path), "signal": signal.SIGSTOP}
+    ) as trial:
+        trial.reallocate(3)
+        first, stopped, third = trial.members
+        trial.wait_for("a replica to be stopped", (tmp_path / "struck-0").exists)
+        for replica in (first, third):
+            trial.wait_for("the others to wait", lambda r=replica: (r.call("pulse").waited_s or 0.0) > WAITS_S)
+        trial.members = [first, third]
+        began = time.monotonic()
+        for replica in trial.members:
+            replica.call("abandon", trial.generation)
+        trial.wait_for("the survivors to stand", lambda: first.has("broken") and third.has("broken"))
+        assert time.monotonic() - began < FREED_S
+        assert stopped.process.is_alive()
+        trial.ended = trial.finish()
+        trial.results = sorted((report[0] for report in trial.messages("report")), key=lambda result: result["epoch"])
+    check(trial, undisturbed)

@@ -50,8 +50,8 @@ logger = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 1.0
 """How long survivors are waited for before it is looked who is left."""
 
-_PULSE_TIMEOUT_S = 10.0
-"""A process that gives no sign of life in this time is stopped or stuck."""
+_PULSE_TIMEOUT_S = 2.0
+"""How long a sign of life is waited for; none is no proof of anything, until there has been none for long enough."""
 
 _LONGEST_LOOK_S = 10.0
 """Between two looks whether replicas hang."""
@@ -113,6 +113,8 @@ class ReplicaGroup:
         self._elastic: ElasticConfig | None = None
         self._wish: dict[str, int] = {}
         self._reason = ""
+        self._generation = 0
+        """The one that has begun last."""
         self._recovery = Recovery()
         self._recoveries = Recoveries()
         self._lost_on: dict[str, float] = {}
@@ -376,6 +378,7 @@ class ReplicaGroup:
 
     def _began(self, plan: Plan, switched: Switched, elastic: ElasticConfig) -> None:
         """A generation has begun."""
+        self._generation = plan.generation
         for record in self._roster.begin(plan, switched, self._clock()):
             self._spawn(self._retire(record, elastic))
         self._recovery.close()
@@ -481,6 +484,7 @@ class ReplicaGroup:
             return
         logger.warning("lost %s (%s); going on with %d replicas", who, reason, len(self._roster.survivors))
         self._recovery.open(f"lost {who}", explains=True)
+        self._spawn(self._abandon())
         plan = self._switcher.plan
         if plan is not None:
             source = None if plan.source is None else self._roster.get(plan.source)
@@ -489,6 +493,13 @@ class ReplicaGroup:
             else:
                 self._spawn(self._tell_lost(source, record.replica_id))
         self._changed.set()
+
+    async def _abandon(self) -> None:
+        """Members need not wait in collectives for one that is gone: its connections may stay open, as those of a process that
+        was stopped, or of a machine that has lost its power."""
+        members = [record for record in self._roster.survivors if record.state is ReplicaState.MEMBER]
+        generation = self._generation
+        await asyncio.gather(*(ask(record, "abandon", generation) for record in members), return_exceptions=True)
 
     async def _tell_lost(self, source: ReplicaRecord, replica_id: str) -> None:
         """Whoever calls the roll of a plan under way need not wait for a replica that is gone."""
@@ -578,10 +589,7 @@ class ReplicaGroup:
                     await self._lost(record, f"it hangs: {found.hanging[record.replica_id]}")
             if found.deadlocked:
                 logger.warning("%d replicas wait for each other for more than %.0f s", len(members), limit_s)
-                generation = self._switcher.generation
-                await asyncio.gather(
-                    *(ask(record, "abandon", generation) for record in members), return_exceptions=True
-                )
+                await self._abandon()
 
     async def _pulse(self, record: ReplicaRecord, limit_s: float) -> Pulse | None:
         try:

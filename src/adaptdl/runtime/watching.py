@@ -64,6 +64,8 @@ class Watch:
         return Finding(hanging=hanging, deadlocked=all_wait)
 
     def _since(self, replica_id: str, pulse: Pulse | None, now: float) -> tuple[Any, float]:
-        here = None if pulse is None else (pulse.generation, pulse.place.position, pulse.place.steps, pulse.num_batches)
         before = self._stands.get(replica_id)
+        if pulse is None:  # then it is where it was, as far as is known
+            return before or (None, now)
+        here = (pulse.generation, pulse.place.position, pulse.place.steps, pulse.num_batches)
         return before if before is not None and before[0] == here else (here, now)

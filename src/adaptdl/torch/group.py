@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from adaptdl.errors import AdaptDLError
+from adaptdl.torch.connections import cut, open_sockets
 
 __all__ = ["Group", "GroupBroken", "communicating"]
 
@@ -51,6 +52,8 @@ class Group:
         self.waits_since: float | None = None
         """Monotonic time since which the training thread waits in a collective; None: it does not."""
         self._owned = owned
+        self._sockets: frozenset[int] = frozenset()
+        """Inodes of the sockets that were opened when the group was formed."""
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -74,6 +77,7 @@ class Group:
             assert num_replicas == 1
             store = dist.HashStore()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        before = open_sockets()
         with communicating():
             dist.init_process_group(
                 backend,
@@ -89,6 +93,7 @@ class Group:
             except GroupBroken:
                 group.close()
                 raise
+            group._sockets = frozenset(open_sockets()) - frozenset(before)
         return group
 
     @classmethod
@@ -120,11 +125,17 @@ class Group:
     def abort(self) -> None:
         """Makes whatever waits in a collective of this group fail; from any thread."""
         if self._owned and dist.is_initialized():
-            group: Any = dist.group.WORLD
-            try:
-                group.abort()
-            except RuntimeError as error:
-                logger.debug("a group could not be aborted: %s", error)
+            self._abort_backends()
+            cut(self._sockets)  # last: whoever wakes destroys the group
+
+    @staticmethod
+    def _abort_backends() -> None:
+        """NCCL's do end what waits."""
+        group: Any = dist.group.WORLD
+        try:
+            group.abort()
+        except RuntimeError as error:
+            logger.debug("a group could not be aborted: %s", error)
 
     def all_reduce(self, vector: torch.Tensor) -> None:
         """Sums `vector` over the replicas in place, and waits. As all that follows, it raises GroupBroken."""
