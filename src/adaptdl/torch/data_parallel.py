@@ -18,17 +18,15 @@ from adaptdl.torch.ambient import current_session
 from adaptdl.torch.gradient_noise import GradientNoise
 from adaptdl.torch.group import Group, GroupBroken, communicating
 from adaptdl.torch.memory import is_out_of_memory
-from adaptdl.torch.reducer import GradientReducer, foreach_sqr
+from adaptdl.torch.reducer import GradientReducer
 from adaptdl.torch.registry import State
 from adaptdl.torch.scaling_rules import ScalingRule, check_scaling_rule, default_scaling_rule, is_adam_like
+from adaptdl.torch.second_moments import second_moments
 from adaptdl.torch.session import ElasticSession
 from adaptdl.torch.transfer import broadcast_states
 from adaptdl.torch.warm_up import warm_up
 
 __all__ = ["AdaptiveDataParallel"]
-
-_MOMENTS = ("exp_avg_sq", "square_avg", "sum")
-"""Names under which optimizers keep running squares of gradients (the Adam family, RMSprop, Adagrad)."""
 
 
 class AdaptiveDataParallel(torch.nn.Module):
@@ -49,7 +47,8 @@ class AdaptiveDataParallel(torch.nn.Module):
         find_unused_parameters: as DistributedDataParallel has it.
 
     Raises:
-        UsageError: the optimizer has no parameter of the model, the name is taken, or `scaling_rule` is not one.
+        UsageError: the optimizer has no parameter of the model, the name is taken, `scaling_rule` is not one, or a module of
+            the model gives sparse gradients.
     """
 
     module: torch.nn.Module
@@ -132,9 +131,10 @@ class AdaptiveDataParallel(torch.nn.Module):
         micro = self._session.micro
         if micro is None or micro.index == 0 or not self._is_dirty:
             return
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        if micro.index == 1 and self._session.num_replicas == 1:
-            self._first_sqr = foreach_sqr(gradients) if gradients else None
+        parameters = list(self.module.parameters())
+        if micro.index == 1 and self._session.num_replicas == 1 and self._reducer is not None and self._reducer.is_due:
+            self._first_sqr = self._reducer.sqr(parameters)
+        gradients = [p.grad for p in parameters if p.grad is not None]
         if micro.size != micro.previous_size and micro.size > 0 and gradients:
             torch._foreach_mul_(gradients, micro.previous_size / micro.size)
 
@@ -215,7 +215,7 @@ class AdaptiveDataParallel(torch.nn.Module):
         if not any(p.requires_grad for p in self.module.parameters()):
             return
         warm_up()
-        moments = self._second_moments if is_adam_like(self._optimizer) else None
+        moments = functools.partial(second_moments, self._optimizer) if is_adam_like(self._optimizer) else None
         self._reducer = GradientReducer(group, self._noise, moments, self._session.note_broken)
         ddp = DistributedDataParallel(
             self.module,
@@ -304,17 +304,6 @@ class AdaptiveDataParallel(torch.nn.Module):
         """Communication of the last step that no computing hid."""
         return 0.0 if self._reducer is None else self._reducer.sync_time_s
 
-    def _second_moments(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """v̂ of `parameters`, flat and in order; None before the optimizer's first step."""
-        parts = []
-        for parameter in parameters:
-            state = self._optimizer.state.get(parameter, {})
-            moments = next((state[name] for name in _MOMENTS if name in state), None)
-            if moments is None:
-                return None
-            parts.append(moments.detach().reshape(-1))
-        return torch.cat(parts).float() if parts else None
-
 
 class _ModelState(State):
     """What survives of a model: parameters, buffers, optimizer, scheduler, scaler, noise statistics."""
@@ -386,6 +375,12 @@ def _check(model: Any, optimizer: Any) -> None:
         raise UsageError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UsageError(f"optimizer must be a torch.optim.Optimizer, but got {type(optimizer).__name__}")
+    sparse = [name for name, module in model.named_modules() if getattr(module, "sparse", False) is True]
+    if sparse:
+        raise UsageError(
+            f"gradients must be dense, but these modules were made with sparse=True: {', '.join(map(repr, sparse))}; "
+            "make them with sparse=False"
+        )
     parameters = {id(p) for p in model.parameters()}
     if not any(id(p) in parameters for group in optimizer.param_groups for p in group["params"]):
         raise UsageError(

@@ -7,9 +7,8 @@ The vector is summed over the replicas. Its entries:
 attention      1 on rank 0 if it has a notice for everybody
 left           1 if this replica has left the loop and only keeps the others company
 interrupted    1 if this replica was asked to stop (Ctrl-C)
-valid          1 if the two entries of each model below are a usable sample
-per model      share-weighted squared norm of the local gradient, squared norm of the averaged gradient / K,
-               both of the step *before* (they are not known yet when the vector leaves)
+per model      1 if what follows is a usable sample; share-weighted squared norm of the local gradient, squared norm of the
+               averaged gradient / K, both of the step *before* (they are not known yet when the vector leaves)
 =============  ==========================================================================================
 """
 
@@ -25,7 +24,7 @@ from adaptdl.torch.group import Group
 
 __all__ = ["Exchanged", "StepExchange"]
 
-_NUM_FIXED = 4
+_NUM_FIXED, _NUM_PER_MODEL = 3, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +34,8 @@ class Exchanged:
     attention: bool
     num_left: int
     interrupted: bool
-    num_valid: int
-    samples: tuple[tuple[float, float], ...]
-    """Per model: share-weighted mean of local squared norms, squared norm of the average."""
+    samples: tuple[tuple[float, float] | None, ...]
+    """Per model: share-weighted mean of local squared norms, squared norm of the average; None if a replica had none."""
 
 
 class StepExchange:
@@ -62,12 +60,11 @@ class StepExchange:
         interrupted: bool = False,
         samples: Sequence[tuple[float, float] | None] = (),
     ) -> None:
-        """Starts an exchange; a sample that is None makes all samples of this exchange unusable."""
+        """Starts an exchange; `samples`: this replica's of each model, if it has one."""
         assert self._vector is None, "an exchange must be taken before the next one is launched"
-        valid = all(sample is not None for sample in samples)
-        values = [float(attention), float(left), float(interrupted), float(valid)]
+        values = [float(attention), float(left), float(interrupted)]
         for sample in samples:
-            values += sample or (0.0, 0.0)
+            values += (0.0, 0.0, 0.0) if sample is None else (1.0, *sample)
         if self._group.num_replicas == 1:
             self._vector = values
         else:
@@ -82,13 +79,15 @@ class StepExchange:
                 with self._group.waiting():
                     self._work.wait()
             values = self._vector.tolist() if isinstance(self._vector, torch.Tensor) else self._vector
-            pairs = values[_NUM_FIXED:]
+            columns = (values[_NUM_FIXED + column :: _NUM_PER_MODEL] for column in range(_NUM_PER_MODEL))
             self._result = Exchanged(
                 attention=values[0] > 0,
                 num_left=round(values[1]),
                 interrupted=values[2] > 0,
-                num_valid=round(values[3]),
-                samples=tuple(zip(pairs[::2], pairs[1::2], strict=True)),
+                samples=tuple(
+                    (local, averaged) if round(num_valid) == self._group.num_replicas else None
+                    for num_valid, local, averaged in zip(*columns, strict=True)
+                ),
             )
         return self._result
 

@@ -17,11 +17,16 @@ import torch.distributed as dist
 from adaptdl.torch.gradient_noise import GradientNoise
 from adaptdl.torch.group import Group
 from adaptdl.torch.loop import Micro
+from adaptdl.torch.second_moments import SecondMoments
 
 __all__ = ["GradientReducer"]
 
-_REFRESH_STEPS = 20
-"""Steps between two looks at the optimizer's second moments; they change over hundreds of steps."""
+_DENSE_SAMPLES, _SPARSE_STEPS = 100, 8
+"""Where norms are dear, as those that a second moment divides, they are taken in each step until there are so many samples, and
+then in one step of so many."""
+_SETTLED_STEPS = 50
+"""A second moment over t steps makes what it divides larger by t / (t − 2) on average, and much larger at times while t is
+small: the optimizer's first steps are not measured."""
 
 
 @dataclass
@@ -31,9 +36,12 @@ class _Sample:
     micro: Micro
     init_batch_size: int
     loss_scale: float
+    measures: bool
+    """Whether the norms below are taken, and not only what tells whether the gradients are finite."""
     local: list[torch.Tensor] = field(default_factory=list)
     """Squared norm per bucket of the local gradient, in units of the last part."""
     averaged: list[torch.Tensor] = field(default_factory=list)
+    """And of the averaged one; if nothing is measured, anything that is finite if they are."""
     first_sqr: torch.Tensor | None = None
     """With accumulation: squared norm of the gradient of the first part."""
     is_complete: bool = False
@@ -45,7 +53,8 @@ class GradientReducer:
     Args:
         group: of the generation.
         noise: where the samples go.
-        second_moments: v̂ of each parameter (in the bucket's order, flat) for optimizers that divide by √v̂, or None.
+        second_moments: gives what an optimizer divides the gradients of some parameters by, or None before its first step;
+            itself None for optimizers that do not.
         on_failure: told, in any thread, that a sum has failed. The gradients that come out are then of no use; no error is
             raised in the user's backward pass.
     """
@@ -54,55 +63,87 @@ class GradientReducer:
         self,
         group: Group,
         noise: GradientNoise,
-        second_moments: Callable[[Sequence[torch.Tensor]], torch.Tensor | None] | None,
+        second_moments: Callable[[Sequence[torch.Tensor]], SecondMoments | None] | None,
         on_failure: Callable[[Exception], None],
     ) -> None:
         self._group = group
         self._noise = noise
         self._second_moments = second_moments
-        self._preconditioners: dict[int, torch.Tensor | None] = {}
         self._sample: _Sample | None = None
         self._taken: _Sample | None = None
         self._on_failure = on_failure
         self._under_way: dict[int, float] = {}
         """Buckets whose sum is awaited: index → monotonic time of the launch."""
-        self._num_steps = 0
+        self._num_unmeasured = 0
+        """Steps since norms were taken."""
         self._num_unseen = 0
         """Steps since the last one that gave a sample, that one included."""
         self.sync_time_s = 0.0
         """Time from the launch of the last bucket to its end, in the last step: communication that nothing hides."""
 
+    @property
+    def is_due(self) -> bool:
+        """Whether norms should be taken in the step that runs; the same on all replicas."""
+        if self._second_moments is None:
+            return True
+        return self._noise.num_samples < _DENSE_SAMPLES or self._num_unmeasured + 1 >= _SPARSE_STEPS
+
+    def sqr(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """Squared norm of the gradients that these parameters have, as the optimizer sees them; None if they have none, or it is
+        not settled."""
+        having = [parameter for parameter in parameters if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in having if parameter.grad is not None]
+        if not gradients:
+            return None
+        moments = self._moments(having)
+        if moments is None:
+            return foreach_sqr(gradients)
+        return moments.sqr(gradients) if moments.num_steps >= _SETTLED_STEPS else None
+
+    def _moments(self, parameters: Sequence[torch.Tensor]) -> SecondMoments | None:
+        return None if self._second_moments is None else self._second_moments(parameters)
+
     def begin(self, micro: Micro | None, init_batch_size: int, loss_scale: float, first: torch.Tensor | None) -> None:
-        """The gradients of a step begin to arrive."""
+        """The gradients of a step begin to arrive; `first`: of its first part, if they were measured."""
         self._sample = None
-        if micro is not None:
-            self._sample = _Sample(micro=micro, init_batch_size=init_batch_size, loss_scale=loss_scale, first_sqr=first)
-        if self._num_steps % _REFRESH_STEPS == 0:
-            self._preconditioners.clear()
-        self._num_steps += 1
         self._num_unseen += 1
+        measures = self.is_due and (self._group.num_replicas > 1 or first is not None)
+        self._num_unmeasured = 0 if measures else self._num_unmeasured + 1
+        if micro is not None:
+            self._sample = _Sample(
+                micro=micro, init_batch_size=init_batch_size, loss_scale=loss_scale, measures=measures, first_sqr=first
+            )
 
     def reduce(self, bucket: dist.GradBucket, micro: Micro | None) -> torch.futures.Future[torch.Tensor]:
         """The communication hook: what comes out is the average over the samples of the step."""
-        buffer, sample = bucket.buffer(), self._sample
-        if sample is not None:
-            self._measure(bucket, buffer, sample)
+        buffer, sample, is_last = bucket.buffer(), self._sample, bucket.is_last()
+        moments: SecondMoments | None = None
+        gradients: list[torch.Tensor] = []
+        if sample is not None and sample.measures and (moments := self._moments(bucket.parameters())) is not None:
+            gradients = bucket.gradients()
+            sample.measures = moments.num_steps >= _SETTLED_STEPS
+        if sample is not None and sample.measures:
+            sample.local.append(_sqr(buffer) if moments is None else moments.sqr(gradients))
         weight = 1 / self._group.num_replicas if micro is None else micro.weight
         if weight != 1.0:
             buffer.mul_(weight)
         if self._group.num_replicas == 1:
+            if sample is not None:
+                if not sample.measures:
+                    sample.averaged.append(_sqr(buffer))
+                sample.is_complete = is_last
             return _done(buffer)
-        index, is_last = bucket.index(), bucket.is_last()
 
         def reduced(result: torch.Tensor, launched: float) -> torch.Tensor:
             if is_last:
                 self.sync_time_s = time.monotonic() - launched
             if sample is not None:
-                sample.averaged.append(_sqr(self._precondition(index, result)))
+                scaled = moments if sample.measures else None
+                sample.averaged.append(_sqr(result) if scaled is None else scaled.sqr(gradients))
                 sample.is_complete = is_last
             return result
 
-        return self._sum(buffer, index, reduced)
+        return self._sum(buffer, bucket.index(), reduced)
 
     def zeros(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         """The communication hook of a replica that keeps the others company."""
@@ -142,22 +183,6 @@ class GradientReducer:
         """Monotonic time since which a sum is awaited; None: none is."""
         return min(tuple(self._under_way.values()), default=None)
 
-    def _measure(self, bucket: dist.GradBucket, buffer: torch.Tensor, sample: _Sample) -> None:
-        index = bucket.index()
-        if self._second_moments is not None and index not in self._preconditioners:
-            moments = self._second_moments(bucket.parameters())
-            self._preconditioners[index] = None if moments is None else moments.sqrt_().add_(1e-8).reciprocal_()
-        values = self._precondition(index, buffer)
-        sample.local.append(_sqr(values))
-        if self._group.num_replicas == 1:
-            sample.is_complete = bucket.is_last()
-
-    def _precondition(self, index: int, buffer: torch.Tensor) -> torch.Tensor:
-        preconditioner = self._preconditioners.get(index)
-        if preconditioner is None or preconditioner.shape != buffer.shape:
-            return buffer
-        return buffer * preconditioner
-
     @property
     def is_finite(self) -> bool:
         """Whether the averaged gradients of the step that runs are finite, as far as is known: the same on all replicas."""
@@ -170,7 +195,7 @@ class GradientReducer:
         """This replica's entries in the next step exchange; None if the step before gave no usable sample."""
         sample, self._sample = self._sample, None
         self._taken = None
-        if sample is None or not sample.is_complete:
+        if sample is None or not sample.is_complete or not sample.measures:
             return None
         micro, num_replicas = sample.micro, self._group.num_replicas
         unscale = sample.loss_scale**-2
@@ -178,8 +203,6 @@ class GradientReducer:
         if micro.share:
             local *= (micro.size / micro.share) ** 2  # from units of the last part to the mean over the share
         if num_replicas == 1:
-            if sample.first_sqr is None:
-                return None
             self._taken = sample
             return local, local
         if micro.num_shares < 2:

@@ -695,8 +695,8 @@ class ElasticSession:
     def take_exchange(self) -> Exchanged:
         assert self.exchange is not None
         seen = self.exchange.take()
-        if seen.num_valid == self.num_replicas:
-            for model, sample in zip(self.models(), seen.samples, strict=False):
+        for model, sample in zip(self.models(), seen.samples, strict=False):
+            if sample is not None:
                 model.give_sample(*sample)
         return seen
 

@@ -1,0 +1,101 @@
+"""Squared norms of gradients as an optimizer that divides by a running root mean square sees them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+__all__ = ["SecondMoments", "second_moments"]
+
+_MOMENTS = ("max_exp_avg_sq", "exp_avg_sq", "square_avg", "sum")
+"""Names under which optimizers keep running squares of gradients (the Adam family, RMSprop, Adagrad)."""
+_EPSILON = 1e-8
+_MAX_PIECE, _PIECES = 1 << 16, 128
+"""Norms are taken in pieces of so many elements at most, and of so small a part of a bucket, as long as that is not tiny: what
+it takes in memory is a small share of the gradients."""
+_MIN_PIECE = 1 << 10
+
+
+@dataclass(frozen=True)
+class SecondMoments:
+    """v of some parameters, in their order, and for each of them what makes v̂ of it."""
+
+    moments: Sequence[torch.Tensor]
+    corrections: Sequence[Any]
+    """1 − β₂ᵗ (Kingma and Ba, Adam, 2015, section 3), or 1 for optimizers that do not correct. Numbers, or tensors of one element
+    where the optimizer counts its steps on the device."""
+    num_steps: float
+    """Over which they were averaged, t; infinite where that is not known without waiting for a device."""
+
+    def sqr(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Σ (g / (√v̂ + ε))² over all elements of `gradients`, which are the parameters' in their order; float32 or wider."""
+        total = sum(gradient.numel() for gradient in gradients)
+        size = max(_MIN_PIECE, min(_MAX_PIECE, total // _PIECES))
+        sums: list[torch.Tensor] = []
+        batch: list[tuple[torch.Tensor, torch.Tensor, Any]] = []
+        num_in_batch = 0
+        for gradient, moment, correction in zip(gradients, self.moments, self.corrections, strict=True):
+            flat, root = gradient.reshape(-1), moment.reshape(-1)
+            for begin in range(0, flat.numel(), size):
+                piece = flat[begin : begin + size]
+                if num_in_batch and num_in_batch + piece.numel() > size:
+                    sums.append(_sum(batch))
+                    batch, num_in_batch = [], 0
+                batch.append((piece, root[begin : begin + size], correction))
+                num_in_batch += piece.numel()
+        if batch:
+            sums.append(_sum(batch))
+        return torch.stack(sums).sum()
+
+
+def _sum(pieces: Sequence[tuple[torch.Tensor, torch.Tensor, Any]]) -> torch.Tensor:
+    gradients = [gradient for gradient, _, _ in pieces]
+    divisors: Any = torch._foreach_sqrt([moment for _, moment, _ in pieces])
+    torch._foreach_div_(divisors, [correction**0.5 for _, _, correction in pieces])
+    torch._foreach_add_(divisors, _EPSILON)
+    torch._foreach_reciprocal_(divisors)
+    torch._foreach_mul_(divisors, gradients)
+    norms: Any = torch._foreach_norm(divisors)
+    return torch.stack([norm.float() for norm in norms]).square().sum()
+
+
+def second_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor]) -> SecondMoments | None:
+    """What `optimizer` has of these parameters; None if it has nothing of one of them, as before its first step."""
+    betas = _betas(optimizer)
+    moments, corrections, num_steps = [], [], math.inf
+    for parameter in parameters:
+        state = optimizer.state.get(parameter, {})
+        name = next((name for name in _MOMENTS if name in state), None)
+        if name is None:
+            return None
+        moments.append(state[name].detach())
+        corrections.append(_correction(state, betas.get(parameter)) if name.endswith("exp_avg_sq") else 1.0)
+        step = state.get("step", math.inf)
+        if not _is_on_device(step):
+            num_steps = min(num_steps, float(step))
+    return SecondMoments(moments, corrections, num_steps) if moments else None
+
+
+def _betas(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, float]:
+    return {
+        parameter: group["betas"][1]
+        for group in optimizer.param_groups
+        if "betas" in group
+        for parameter in group["params"]
+    }
+
+
+def _correction(state: Mapping[str, Any], beta: float | None) -> Any:
+    step = state.get("step")
+    if beta is None or step is None:
+        return 1.0
+    return 1.0 - float(beta) ** (step if _is_on_device(step) else float(step))
+
+
+def _is_on_device(step: Any) -> bool:
+    """Whether a number of steps is where it must not be waited for."""
+    return isinstance(step, torch.Tensor) and not step.is_cpu
