@@ -57,9 +57,11 @@ def environment() -> dict[str, str]:
 
 
 def run(*command: str) -> str:
-    return subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=100, check=True
-    ).stdout  # fmt: skip
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, (
+        f"{command} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-8000:]}"
+    )
+    return done.stdout
 
 
 def total(output: str) -> float:
