@@ -1,0 +1,1 @@
+"""What a step costs with everything adaptive on, beside plain DistributedDataParallel: see `step_time.py`."""
