@@ -11,7 +11,6 @@ does not hold.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import statistics
 import sys
@@ -24,14 +23,13 @@ import numpy as np
 import scipy
 from findings import Bound, conclude, describe_machine, print_machine, print_table, write_json
 
-from adaptdl.goodput import Observation, ProfileKey, fit_perf_params, step_time_s
+from adaptdl.goodput import Observation, Profile, ProfileKey, fit_perf_params, step_time_s
+from adaptdl.sim import TracedApplication, read_applications
 
 _NUM_CONFIGURATIONS = 30
 _COUNT = 100
 """Steps that a mean is over: the published times are means over many."""
 _MAX_ERROR, _MAX_FIT_S = 0.10, 0.05
-
-Profile = Mapping[ProfileKey, Observation]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +48,10 @@ def main(args: argparse.Namespace) -> int:
     machine = describe_machine(numpy=np.__version__, scipy=scipy.__version__)
     print_machine(machine)
     found = {}
-    for folder in sorted((args.traces / "traces").iterdir()):
+    for name, application in read_applications(args.traces).items():
         rng = np.random.default_rng(args.seed)
-        times = list(read_times(folder))
-        found[folder.name] = [
-            one for _ in range(args.draws) for one in leave_one_out(drawn(times, _NUM_CONFIGURATIONS, rng))
-        ]
+        times = list(published(application))
+        found[name] = [one for _ in range(args.draws) for one in leave_one_out(drawn(times, _NUM_CONFIGURATIONS, rng))]
     rows = [["", "left out", "median error", "90 %", "prior's median", "median fit"]]
     for name, left_out in found.items():
         errors = [one.fit_error for one in left_out]
@@ -78,22 +74,20 @@ def main(args: argparse.Namespace) -> int:
     return conclude(verdicts, check=args.check)
 
 
-def read_times(folder: Path) -> Iterator[tuple[ProfileKey, Observation]]:
-    """All published step times of an application; several may have the same key, on nodes with other numbers of replicas."""
-    with (folder / "placements.csv").open() as file:
-        for row in csv.DictReader(file):
-            counts = [int(digit) for digit in row["placement"]]
-            yield _observed(len(counts), sum(counts), row)
-    with (folder / "scalability.csv").open() as file:
-        for row in csv.DictReader(file):
-            yield _observed(int(row["num_nodes"]), int(row["num_replicas"]), row)
+def published(application: TracedApplication) -> Iterator[tuple[ProfileKey, Observation]]:
+    """All its step times; several may have the same key, on nodes with other numbers of replicas."""
+    for shape, points in application.placements.items():
+        for point in points:
+            yield _observed(len(shape), sum(shape), *point)
+    for num_nodes, num_replicas, *point in application.scalability:
+        yield _observed(int(num_nodes), int(num_replicas), *point)
 
 
-def _observed(num_nodes: int, num_replicas: int, row: Mapping[str, str]) -> tuple[ProfileKey, Observation]:
-    key = ProfileKey(
-        num_nodes=num_nodes, num_replicas=num_replicas, atomic_batch_size=int(row["local_bsz"]), accum_steps=0
-    )
-    return key, Observation(step_time_s=float(row["step_time"]), sync_time_s=float(row["sync_time"]), count=_COUNT)
+def _observed(
+    num_nodes: int, num_replicas: int, local_bsz: float, step_time_s: float, sync_time_s: float
+) -> tuple[ProfileKey, Observation]:
+    key = ProfileKey(num_nodes=num_nodes, num_replicas=num_replicas, atomic_batch_size=int(local_bsz), accum_steps=0)
+    return key, Observation(step_time_s=float(step_time_s), sync_time_s=float(sync_time_s), count=_COUNT)
 
 
 def drawn(times: Sequence[tuple[ProfileKey, Observation]], number: int, rng: np.random.Generator) -> Profile:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adaptdl.plan import Plan
 from tests.faults.scripted import WHERE
-from tests.faults.survivors import EPOCHS, STEPS, SurvivingTrial, check, run, train
+from tests.faults.survivors import STEPS, SurvivingTrial, check, run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -71,23 +72,23 @@ def test_a_plan_that_comes_after_a_recovery_is_void(tmp_path: Path, undisturbed:
     assert trial.num_recoveries == 1
 
 
-def test_who_waits_for_one_that_was_stopped_is_freed(tmp_path: Path, undisturbed: SurvivingTrial) -> None:
-    """The connections to it stay open, as to a machine without power."""
-    with SurvivingTrial(
-        train, {"epochs": EPOCHS, "fail_at": [(1, 11, "backward")], "flags": str(tmp_path), "signal": signal.SIGSTOP}
-    ) as trial:
-        trial.reallocate(3)
-        first, stopped, third = trial.members
-        trial.wait_for("a replica to be stopped", (tmp_path / "struck-0").exists)
-        for replica in (first, third):
-            trial.wait_for("the others to wait", lambda r=replica: (r.call("pulse").waited_s or 0.0) > WAITS_S)
-        trial.members = [first, third]
+class _StoppedOne(SurvivingTrial):
+    """Of three, the second is stopped: its connections stay open, as those of a machine without power."""
+
+    def finish(self) -> list[Any]:
+        first, stopped, third = self.members
+        self.wait_for("a replica to be stopped", (Path(self.config["flags"]) / "struck-0").exists)
+        self.members = [first, third]
+        for replica in self.members:
+            self.wait_for("the others to wait", lambda r=replica: (r.call("pulse").waited_s or 0.0) > WAITS_S)
         began = time.monotonic()
-        for replica in trial.members:
-            replica.call("abandon", trial.generation)
-        trial.wait_for("the survivors to stand", lambda: first.has("broken") and third.has("broken"))
+        for replica in self.members:
+            replica.call("abandon", self.generation)
+        self.wait_for("the survivors to stand", lambda: first.has("broken") and third.has("broken"))
         assert time.monotonic() - began < FREED_S
         assert stopped.process.is_alive()
-        trial.ended = trial.finish()
-        trial.results = sorted((report[0] for report in trial.messages("report")), key=lambda result: result["epoch"])
-    check(trial, undisturbed)
+        return super().finish()
+
+
+def test_who_waits_for_one_that_was_stopped_is_freed(tmp_path: Path, undisturbed: SurvivingTrial) -> None:
+    check(run(3, tmp_path, [(1, 11, "backward")], trial=_StoppedOne, signal=signal.SIGSTOP), undisturbed)

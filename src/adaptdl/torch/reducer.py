@@ -24,9 +24,6 @@ __all__ = ["GradientReducer"]
 _DENSE_SAMPLES, _SPARSE_STEPS = 100, 8
 """Where norms are dear, as those that a second moment divides, they are taken in each step until there are so many samples, and
 then in one step of so many."""
-_SETTLED_STEPS = 50
-"""A second moment over t steps makes what it divides larger by t / (t − 2) on average, and much larger at times while t is
-small: the optimizer's first steps are not measured."""
 
 
 @dataclass
@@ -98,7 +95,7 @@ class GradientReducer:
         moments = self._moments(having)
         if moments is None:
             return foreach_sqr(gradients)
-        return moments.sqr(gradients) if moments.num_steps >= _SETTLED_STEPS else None
+        return moments.sqr(gradients) if moments.is_settled else None
 
     def _moments(self, parameters: Sequence[torch.Tensor]) -> SecondMoments | None:
         return None if self._second_moments is None else self._second_moments(parameters)
@@ -121,7 +118,7 @@ class GradientReducer:
         gradients: list[torch.Tensor] = []
         if sample is not None and sample.measures and (moments := self._moments(bucket.parameters())) is not None:
             gradients = bucket.gradients()
-            sample.measures = moments.num_steps >= _SETTLED_STEPS
+            sample.measures = moments.is_settled
         if sample is not None and sample.measures:
             sample.local.append(_sqr(buffer) if moments is None else moments.sqr(gradients))
         weight = 1 / self._group.num_replicas if micro is None else micro.weight

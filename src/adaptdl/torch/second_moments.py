@@ -18,6 +18,9 @@ _MAX_PIECE, _PIECES = 1 << 16, 128
 """Norms are taken in pieces of so many elements at most, and of so small a part of a bucket, as long as that is not tiny: what
 it takes in memory is a small share of the gradients."""
 _MIN_PIECE = 1 << 10
+_SETTLED_STEPS = 50
+"""A second moment over t steps makes what it divides larger by t / (t − 2) on average, and much larger at times while t is
+small: the optimizer's first steps are not measured."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class SecondMoments:
     where the optimizer counts its steps on the device."""
     num_steps: float
     """Over which they were averaged, t; infinite where that is not known without waiting for a device."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether norms that they divide tell of the gradients, and not of chance."""
+        return self.num_steps >= _SETTLED_STEPS
 
     def sqr(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
         """Σ (g / (√v̂ + ε))² over all elements of `gradients`, which are the parameters' in their order; float32 or wider."""
