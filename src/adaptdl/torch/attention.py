@@ -68,9 +68,9 @@ def attend(session: ElasticSession, loop: Loop, seen: Exchanged | None) -> Actio
     if notice.plan is not None:
         session.mailbox.plan = None
         reallocation.switch(session, notice.plan)
+    loop.steady_since = None
     if notice.batch is None and notice.plan is None:
         return Action.CONTINUE
-    loop.steady_since = None
     return Action.REPARTITION
 
 

@@ -20,8 +20,8 @@ from adaptdl.torch.group import Group, GroupBroken, communicating
 from adaptdl.torch.memory import is_out_of_memory
 from adaptdl.torch.reducer import GradientReducer
 from adaptdl.torch.registry import State
-from adaptdl.torch.scaling_rules import ScalingRule, check_scaling_rule, default_scaling_rule, is_adam_like
-from adaptdl.torch.second_moments import second_moments
+from adaptdl.torch.scaling_rules import ScalingRule, check_scaling_rule, default_scaling_rule
+from adaptdl.torch.second_moments import has_second_moments, second_moments
 from adaptdl.torch.session import ElasticSession
 from adaptdl.torch.transfer import broadcast_states
 from adaptdl.torch.warm_up import warm_up
@@ -215,7 +215,7 @@ class AdaptiveDataParallel(torch.nn.Module):
         if not any(p.requires_grad for p in self.module.parameters()):
             return
         warm_up()
-        moments = functools.partial(second_moments, self._optimizer) if is_adam_like(self._optimizer) else None
+        moments = functools.partial(second_moments, self._optimizer) if has_second_moments(self._optimizer) else None
         self._reducer = GradientReducer(group, self._noise, moments, self._session.note_broken)
         ddp = DistributedDataParallel(
             self.module,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import numbers
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any
@@ -271,7 +272,9 @@ class AdaptiveDataLoader(State):
                     continue
                 if data is None:
                     data = iter(self._loader)
+                began = time.monotonic()
                 values = next(data)
+                loop.wait_s += time.monotonic() - began
                 self.num_padding += not part
                 session.begin_micro(
                     Micro(

@@ -40,6 +40,8 @@ class Loop:
     """What rank 0 wants to change to."""
     steady_since: float | None = None
     """Monotonic time of the last boundary; None if the step that runs is the first one after something."""
+    wait_s: float = 0.0
+    """For which the step that runs has waited for its data."""
     covers_from: int = 0
     """Of a loop without steps on several replicas: position from which the shares below, of all replicas, cover the pass."""
     shares: list[tuple[int, int]] = field(default_factory=list)

@@ -50,8 +50,8 @@ class GradientReducer:
     Args:
         group: of the generation.
         noise: where the samples go.
-        second_moments: gives what an optimizer divides the gradients of some parameters by, or None before its first step;
-            itself None for optimizers that do not.
+        second_moments: gives what an optimizer divides the gradients of some parameters by, or None before its first step, which
+            is then not measured; itself None for optimizers that do not divide.
         on_failure: told, in any thread, that a sum has failed. The gradients that come out are then of no use; no error is
             raised in the user's backward pass.
     """
@@ -92,13 +92,10 @@ class GradientReducer:
         gradients = [parameter.grad for parameter in having if parameter.grad is not None]
         if not gradients:
             return None
-        moments = self._moments(having)
-        if moments is None:
+        if self._second_moments is None:
             return foreach_sqr(gradients)
-        return moments.sqr(gradients) if moments.is_settled else None
-
-    def _moments(self, parameters: Sequence[torch.Tensor]) -> SecondMoments | None:
-        return None if self._second_moments is None else self._second_moments(parameters)
+        moments = self._second_moments(having)
+        return moments.sqr(gradients) if moments is not None and moments.is_settled else None
 
     def begin(self, micro: Micro | None, init_batch_size: int, loss_scale: float, first: torch.Tensor | None) -> None:
         """The gradients of a step begin to arrive; `first`: of its first part, if they were measured."""
@@ -116,9 +113,9 @@ class GradientReducer:
         buffer, sample, is_last = bucket.buffer(), self._sample, bucket.is_last()
         moments: SecondMoments | None = None
         gradients: list[torch.Tensor] = []
-        if sample is not None and sample.measures and (moments := self._moments(bucket.parameters())) is not None:
-            gradients = bucket.gradients()
-            sample.measures = moments.is_settled
+        if sample is not None and sample.measures and self._second_moments is not None:
+            gradients, moments = bucket.gradients(), self._second_moments(bucket.parameters())
+            sample.measures = moments is not None and moments.is_settled
         if sample is not None and sample.measures:
             sample.local.append(_sqr(buffer) if moments is None else moments.sqr(gradients))
         weight = 1 / self._group.num_replicas if micro is None else micro.weight

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["SecondMoments", "second_moments"]
+from adaptdl.torch.scaling_rules import is_adam_like
+
+__all__ = ["SecondMoments", "has_second_moments", "second_moments"]
 
 _MOMENTS = ("max_exp_avg_sq", "exp_avg_sq", "square_avg", "sum")
 """Names under which optimizers keep running squares of gradients (the Adam family, RMSprop, Adagrad)."""
@@ -27,7 +29,8 @@ small: the optimizer's first steps are not measured."""
 class SecondMoments:
     """v of some parameters, in their order, and for each of them what makes v̂ of it."""
 
-    moments: Sequence[torch.Tensor]
+    moments: Sequence[torch.Tensor | None]
+    """None for a parameter that was never updated, which is left out of norms."""
     corrections: Sequence[Any]
     """1 − β₂ᵗ (Kingma and Ba, Adam, 2015, section 3), or 1 for optimizers that do not correct. Numbers, or tensors of one element
     where the optimizer counts its steps on the device."""
@@ -47,6 +50,8 @@ class SecondMoments:
         batch: list[tuple[torch.Tensor, torch.Tensor, Any]] = []
         num_in_batch = 0
         for gradient, moment, correction in zip(gradients, self.moments, self.corrections, strict=True):
+            if moment is None:
+                continue
             flat, root = gradient.reshape(-1), moment.reshape(-1)
             for begin in range(0, flat.numel(), size):
                 piece = flat[begin : begin + size]
@@ -57,7 +62,7 @@ class SecondMoments:
                 num_in_batch += piece.numel()
         if batch:
             sums.append(_sum(batch))
-        return torch.stack(sums).sum()
+        return torch.stack(sums).sum() if sums else torch.zeros((), device=gradients[0].device)
 
 
 def _sum(pieces: Sequence[tuple[torch.Tensor, torch.Tensor, Any]]) -> torch.Tensor:
@@ -71,21 +76,31 @@ def _sum(pieces: Sequence[tuple[torch.Tensor, torch.Tensor, Any]]) -> torch.Tens
     return torch.stack([norm.float() for norm in norms]).square().sum()
 
 
+def has_second_moments(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `optimizer` keeps running squares of gradients. Adamax keeps a running maximum, which is not one."""
+    return is_adam_like(optimizer) and not isinstance(optimizer, torch.optim.Adamax)
+
+
 def second_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor]) -> SecondMoments | None:
-    """What `optimizer` has of these parameters; None if it has nothing of one of them, as before its first step."""
+    """What `optimizer` has of these parameters; None before its first step."""
+    if not optimizer.state:
+        return None
     betas = _betas(optimizer)
-    moments, corrections, num_steps = [], [], math.inf
+    moments: list[torch.Tensor | None] = []
+    corrections, num_steps = [], math.inf
     for parameter in parameters:
         state = optimizer.state.get(parameter, {})
         name = next((name for name in _MOMENTS if name in state), None)
         if name is None:
-            return None
+            moments.append(None)
+            corrections.append(1.0)
+            continue
         moments.append(state[name].detach())
         corrections.append(_correction(state, betas.get(parameter)) if name.endswith("exp_avg_sq") else 1.0)
         step = state.get("step", math.inf)
         if not _is_on_device(step):
             num_steps = min(num_steps, float(step))
-    return SecondMoments(moments, corrections, num_steps) if moments else None
+    return SecondMoments(moments, corrections, num_steps)
 
 
 def _betas(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, float]:

@@ -664,8 +664,8 @@ class ElasticSession:
         is_plain = batch_size == batch.batch_size and micro is not None and micro.count == batch.accum_steps + 1
         if loop.steady_since is not None and is_plain:
             sync_time_s = sum(model.sync_time_s for model in self.stepped)
-            self.tuner.record(profile_key(self, batch), now - loop.steady_since, sync_time_s)
-        loop.steady_since = now
+            self.tuner.record(profile_key(self, batch), now - loop.steady_since, sync_time_s, loop.wait_s)
+        loop.steady_since, loop.wait_s = now, 0.0
 
     @property
     def init_batch_size(self) -> int | None:

@@ -1,6 +1,7 @@
 """What rank 0 knows of its own speed, and the batch size it chooses from that.
 
-The profile holds one line per (N, K, m, s): the medians of the last steady steps. It is fitted off the training thread.
+The profile holds one line per (N, K, m, s), of the last steady steps: the median of what they took, and apart from it the mean
+of the time for which they waited for data, stalls left out. It is fitted off the training thread.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from adaptdl.goodput import (
     BatchSizeBounds,
@@ -30,6 +31,8 @@ _WINDOW = 50
 """Steps of which a line of the profile is the median."""
 _WORTH = 1.05
 """A batch size is changed only if that multiplies the goodput by at least this."""
+_STALLS = 0.1
+"""Share of the steps whose waits for data may be stalls."""
 _MIN_STEPS = 5
 """Steps before a line of the profile counts."""
 
@@ -44,11 +47,22 @@ class Batch:
     accum_steps: int = 0
 
 
+class _Step(NamedTuple):
+    """A steady step, in seconds."""
+
+    computing: float
+    """Whatever was not waiting for data; gradients' sums that computing did not hide are part of it."""
+    syncing: float
+    """That part."""
+    waiting: float
+    """For data."""
+
+
 class Tuner:
     """The profile of one trial, its fit, and the choice of a batch size."""
 
     def __init__(self) -> None:
-        self._lines: dict[ProfileKey, deque[tuple[float, float]]] = {}
+        self._lines: dict[ProfileKey, deque[_Step]] = {}
         self._counts: dict[ProfileKey, int] = {}
         self._fit: Fit | None = None
         self._pending: Future[Fit] | None = None
@@ -56,17 +70,17 @@ class Tuner:
         self.max_profiled_replicas = 0
         """The largest number of replicas that the newest fit knows of: whoever is told of it has the fit, too."""
 
-    def record(self, key: ProfileKey, step_time_s: float, sync_time_s: float) -> None:
-        """One steady step."""
+    def record(self, key: ProfileKey, step_time_s: float, sync_time_s: float, wait_s: float = 0.0) -> None:
+        """One steady step; `wait_s`: the part of it for which it waited for data."""
         line = self._lines.setdefault(key, deque(maxlen=_WINDOW))
-        line.append((step_time_s, sync_time_s))
+        line.append(_Step(step_time_s - wait_s, sync_time_s, wait_s))
         self._counts[key] = self._counts.get(key, 0) + 1
 
     def profile(self) -> dict[ProfileKey, Observation]:
         return {
             key: Observation(
-                step_time_s=statistics.median(step for step, _ in line),
-                sync_time_s=statistics.median(sync for _, sync in line),
+                step_time_s=_step_time_s(line),
+                sync_time_s=statistics.median(step.syncing for step in line),
                 count=self._counts[key],
             )
             for key, line in self._lines.items()
@@ -76,7 +90,7 @@ class Tuner:
     def step_time_s(self, key: ProfileKey) -> float | None:
         """Median time of the last steps of this kind."""
         line = self._lines.get(key)
-        return statistics.median(step for step, _ in line) if line else None
+        return _step_time_s(line) if line else None
 
     @property
     def perf_params(self) -> PerfParams | None:
@@ -128,7 +142,9 @@ class Tuner:
 
         perf = self.perf_params
         return {
-            "lines": [(plain(key), list(line), self._counts[key]) for key, line in self._lines.items()],
+            "lines": [
+                (plain(key), [tuple(step) for step in line], self._counts[key]) for key, line in self._lines.items()
+            ],
             "fit": None if perf is None else [getattr(perf, name) for name in _PERF_NAMES],
             "max_profiled_replicas": self.max_profiled_replicas,
         }
@@ -137,7 +153,7 @@ class Tuner:
         self._lines, self._counts = {}, {}
         for (num_nodes, num_replicas, m, s), line, count in state["lines"]:
             key = ProfileKey(num_nodes=num_nodes, num_replicas=num_replicas, atomic_batch_size=m, accum_steps=s)
-            self._lines[key] = deque(_pairs(line), maxlen=_WINDOW)
+            self._lines[key] = deque((_Step(*step) for step in line), maxlen=_WINDOW)
             self._counts[key] = count
         if state["fit"] is not None:
             perf_params = PerfParams(**dict(zip(_PERF_NAMES, state["fit"], strict=True)))
@@ -148,8 +164,12 @@ class Tuner:
 _PERF_NAMES = ("alpha_c", "beta_c", "alpha_n", "beta_n", "alpha_r", "beta_r", "gamma")
 
 
-def _pairs(line: Iterable[Any]) -> list[tuple[float, float]]:
-    return [(step, sync) for step, sync in line]
+def _step_time_s(line: Collection[_Step]) -> float:
+    """Where data loading cannot keep up, steps wait in turns, one for as many as there are workers, and the mean tells what that
+    takes. A stall is longer, and rare: the longest waits count as the longest one that is not among them."""
+    waits = sorted(step.waiting for step in line)
+    longest = waits[max(0, len(waits) - 1 - max(1, int(_STALLS * len(waits))))]
+    return statistics.median(step.computing for step in line) + statistics.fmean(min(wait, longest) for wait in waits)
 
 
 def fit_to(bounds: BatchSizeBounds, num_replicas: int, current: Batch) -> Batch:
