@@ -15,6 +15,7 @@ from adaptdl.torch.environment import read_launch
 from adaptdl.torch.group import Group
 from adaptdl.torch.local import LocalHost, interruptible
 from adaptdl.torch.session import ElasticSession
+from adaptdl.torch.warm_up import warm_up
 
 __all__ = ["current_session", "open_session", "report", "use_session"]
 
@@ -48,7 +49,11 @@ def close_local_session() -> None:
 def _local_session(checkpoint_dir: str | None, snapshot_interval_s: float) -> ElasticSession:
     launch = read_launch()
     host = LocalHost(checkpoint_dir)
-    group = Group.from_environment() if launch.under_torchrun else Group.form(None, "local", 0, 1, timeout_s=30.0)
+    if launch.under_torchrun:
+        warm_up()  # before there is a group that must end in order
+        group = Group.from_environment()
+    else:
+        group = Group.form(None, "local", 0, 1, timeout_s=30.0)
     member = Member(replica_id=f"replica-{launch.rank}", node_id="local")
     try:
         return ElasticSession(
