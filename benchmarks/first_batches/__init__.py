@@ -1,0 +1,1 @@
+"""How long the first batch takes after a change: see `first_batch.py`."""
