@@ -9,7 +9,7 @@ in 8 of two parts, where a step is of one; with Adam they are taken in one step 
 
 While networks learn, the estimate is compared every so many steps with the φ of the parameters as they are then, from the
 gradients of all samples. Beside it, from the same steps of a single replica: what pairs of consecutive steps tell, from which
-Pollux's implementation estimates. It takes about 10 minutes, and exits with 1 if one of the bounds does not hold.
+Pollux estimates. It takes about 10 minutes, and exits with 1 if one of the bounds does not hold.
 """
 
 from __future__ import annotations
