@@ -94,7 +94,7 @@ class _Training:
         data, self.validation = self.task.problem.load()
         self.loader = adl.AdaptiveDataLoader(data, init, shuffle=True, drop_last=True, seed=run.seed)
         self.loader.autoscale_batch_size(largest, (init // 2, largest // 2), gradient_accumulation=not run.timed)
-        self.module = self.task.problem.make()
+        self.module, self.validated = self.task.problem.make(), self.task.problem.make()
         optimizer = self.optimizer = self.task.make_optimizer(self.module, run.rate or self.task.rate)
         self.model = adl.AdaptiveDataParallel(self.module, optimizer, scaling_rule=RULES[run.rule])
         self.seconds = 0.0
@@ -135,21 +135,19 @@ class _Training:
         """Validates what was kept; whether the target was reached, for all replicas."""
         group = self.session.group
         assert group is not None
-        present = parameters_to_vector(self.module.parameters()).detach().clone()
         reached = False
         for parameters, point in self.kept:
-            vector_to_parameters(parameters, self.module.parameters())
+            vector_to_parameters(parameters, self.validated.parameters())
             self.values.append(self._validate())
             value = statistics.fmean(self.values[-_SMOOTHED:])
             self.points.append(dataclasses.replace(point, value=value))
             reached = reached or self.task.reached(value)
         self.kept.clear()
-        vector_to_parameters(present, self.module.parameters())
         return bool(group.broadcast_object(reached))
 
     @torch.no_grad()
     def _validate(self) -> float:
         inputs, targets = self.validation.tensors
         if self.task.by_accuracy:
-            return float((self.module(inputs).argmax(-1) == targets).float().mean())
-        return float(self.task.problem.loss(self.module, inputs, targets))
+            return float((self.validated(inputs).argmax(-1) == targets).float().mean())
+        return float(self.task.problem.loss(self.validated, inputs, targets))
