@@ -6,8 +6,8 @@
 
 Two tasks (digits by a ConvNet, text by a small transformer) are trained by SGD with momentum to a fixed validation loss, with
 AdaScale, on one replica that makes each step of two parts. All that a prediction knows is from the run at M₀ with the same seed:
-the gradient statistics along its progress, and the progress at which it reached the target. Learning rates are the best ones at
-M₀ (`--rates` shows by what), and a quarter of those ("slower"). The batch size is M₀ for the first 32 steps, as nothing is known
+the gradient statistics along its progress, and the progress at which it reached the target. Learning rates are the best ones of a
+grid at M₀ (`--rates` shows it), and its lowest ones ("slower"). The batch size is M₀ for the first 32 steps, as nothing is known
 of the noise before. It takes about 15 minutes, and exits with 1 if one of the bounds does not hold.
 """
 
