@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptdl.torch import ElasticSampler
+from adaptdl.torch.layout import Layout
+from adaptdl.torch.sampler import Step
+from adaptdl.torch.tuning import Batch
+
+
+def _steps(layout: Layout) -> list[Step]:
+    return [step for _, step in layout]
+
 
 history = st.lists(
     st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(0, 3), st.integers(1, 5)), min_size=1, max_size=8
@@ -21,7 +31,10 @@ def test_a_pass_is_the_permutation_whatever_the_history(
     done: list[int] = []
     segments = [*segments, (1, segments[-1][1], 0, num_samples + 1)]  # the rest of the pass
     for num_replicas, batch_size, accum_steps, num_steps in segments:
-        shares = [list(sampler.steps(rank, num_replicas, batch_size, accum_steps)) for rank in range(num_replicas)]
+        batch = Batch(batch_size=batch_size, atomic_batch_size=batch_size, accum_steps=accum_steps)
+        shares = [
+            _steps(Layout(sampler, rank=rank, num_replicas=num_replicas, batch=batch)) for rank in range(num_replicas)
+        ]
         for steps in list(zip(*shares, strict=True))[:num_steps]:
             assert len({(step.batch_size, len(step.parts), step.num_shares) for step in steps}) == 1
             sizes = [step.share for step in steps]
@@ -43,10 +56,55 @@ def test_a_pass_is_the_permutation_whatever_the_history(
 def test_global_batches_do_not_depend_on_the_replicas(n: int, batch_size: int, few: int, many: int) -> None:
     def batches(num_replicas: int) -> list[list[int]]:
         sampler = ElasticSampler(n, shuffle=True, seed=1)
-        shares = [sampler.steps(rank, num_replicas, batch_size, 0) for rank in range(num_replicas)]
+        batch = Batch(batch_size=batch_size, atomic_batch_size=batch_size)
+        shares = [
+            _steps(Layout(sampler, rank=rank, num_replicas=num_replicas, batch=batch)) for rank in range(num_replicas)
+        ]
         return [[i for step in steps for part in step.parts for i in part] for steps in zip(*shares, strict=True)]
 
     assert batches(few) == batches(many)
+
+
+@given(
+    n=st.integers(1, 200),
+    sizes=st.lists(st.integers(1, 30), min_size=2, max_size=5),
+    ahead=st.lists(st.integers(0, 6), min_size=2, max_size=2),
+    every=st.integers(1, 5),
+    drop_last=st.booleans(),
+)
+def test_batch_sizes_change_where_no_replica_has_laid_out(
+    n: int, sizes: list[int], ahead: list[int], every: int, drop_last: bool
+) -> None:
+    """Two replicas run ahead by different numbers of steps; the batch size changes every few steps."""
+    sampler = ElasticSampler(n, shuffle=True, seed=2, drop_last=drop_last)
+    batches = [Batch(batch_size=size, atomic_batch_size=size) for size in sizes]
+    layouts = [Layout(sampler, rank=rank, num_replicas=2, batch=batches[0]) for rank in range(2)]
+    laid_out: list[list[tuple[Batch, Step]]] = [[], []]
+    done: list[int] = []
+    used: list[int] = []
+    for number in range(n + 1):
+        for layout, steps, more in zip(layouts, laid_out, ahead, strict=True):
+            steps += itertools.islice(layout, max(0, number + 1 + more - len(steps)))
+        if number == len(laid_out[0]):
+            break
+        (batch, first), (other, second) = laid_out[0][number], laid_out[1][number]
+        assert batch == other
+        assert first.batch_size == second.batch_size <= batch.batch_size
+        assert second.begin == first.begin + first.share
+        done += [index for step in (first, second) for part in step.parts for index in part]
+        used.append(batch.batch_size)
+        if (number + 1) % every == 0 and (number + 1) // every < len(batches):
+            at = max(layout.num_steps for layout in layouts)
+            for layout in layouts:
+                layout.change(batches[(number + 1) // every], at=at)
+                assert layout.newest_batch == batches[(number + 1) // every]
+    assert len(laid_out[0]) == len(laid_out[1])
+    assert done == sampler.permutation()[: len(done)]
+    assert drop_last or len(done) == n
+    assert used[:every] == [sizes[0]] * len(used[:every])
+    assert set(used) <= set(sizes)
+    if ahead == [0, 0]:
+        assert used == [sizes[min(number // every, len(sizes) - 1)] for number in range(len(used))]
 
 
 def test_passes_and_seeds_have_orders_of_their_own() -> None:

@@ -50,6 +50,18 @@ def test_a_parameter_that_was_never_updated_is_left_out() -> None:
     assert float(alone.sqr(gradients[1:])) == 0.0
 
 
+def test_what_rarely_had_a_gradient_does_not_outweigh_everything() -> None:
+    often, rarely = parameters()
+    optimizer = torch.optim.Adam([often, rarely])
+    for step in range(200):
+        often.grad = torch.full_like(often, 2.0)
+        rarely.grad = torch.full_like(rarely, 2e-3 if step == 0 else 0.0)
+        optimizer.step()
+    moments = second_moments(optimizer, [often, rarely])
+    assert moments is not None
+    assert float(moments.sqr([torch.full((3,), 4.0), torch.ones(2)])) == pytest.approx(3 * 2**2 + 2 * 10**2, rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adamax])
 def test_some_optimizers_have_none(kind: type[torch.optim.Optimizer]) -> None:
     assert not has_second_moments(kind(parameters()))

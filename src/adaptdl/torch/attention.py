@@ -64,14 +64,13 @@ def attend(session: ElasticSession, loop: Loop, seen: Exchanged | None) -> Actio
     if notice.snapshot and group.rank == 0:
         session.reports.send_snapshot(session.capture(rngs))
     if notice.batch is not None:
-        loop.loader.batch, loop.better_batch = notice.batch, None
+        loop.better_batch = None
+        loop.loader.change_batch(notice.batch, group)
     if notice.plan is not None:
         session.mailbox.plan = None
         reallocation.switch(session, notice.plan)
     loop.steady_since = None
-    if notice.batch is None and notice.plan is None:
-        return Action.CONTINUE
-    return Action.REPARTITION
+    return Action.CONTINUE if notice.plan is None else Action.REPARTITION
 
 
 def _plan_to_carry_out(session: ElasticSession) -> Plan | None:

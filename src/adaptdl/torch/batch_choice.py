@@ -12,20 +12,28 @@ if TYPE_CHECKING:
     from adaptdl.torch.loader import AdaptiveDataLoader
     from adaptdl.torch.session import ElasticSession
 
-__all__ = ["agree_on_batch", "better_batch"]
+__all__ = ["agree_on_batch", "better_batch", "retune_interval_s"]
 
-_RETUNE_INTERVAL_S = 30.0
+_RETUNE_SHARE, _SHORTEST_RETUNE_S, _LONGEST_RETUNE_S = 0.2, 1.0, 30.0
+"""The batch size is thought over when the training has grown older by this share, within these bounds: at its start there is most
+to learn, and a batch size at most doubles at a time."""
 
 
 def better_batch(session: ElasticSession, loop: Loop) -> Batch | None:
-    """A batch size for the loop that runs that is worth a change; looked for at its start and every 30 s."""
+    """A batch size for the loop that runs that is worth a change; looked for at its start, and less and less often."""
     if not loop.loader.is_adaptive:
         return None
-    if loop.better_batch is None and time.monotonic() - loop.retuned_at > _RETUNE_INTERVAL_S:
-        loop.retuned_at = time.monotonic()
+    now = time.monotonic()
+    if loop.better_batch is None and now - loop.retuned_at > retune_interval_s(now - session.began_at):
+        loop.retuned_at = now
         batch = _choose(session, loop.loader)
-        loop.better_batch = batch if batch != loop.loader.batch else None
+        loop.better_batch = batch if batch != loop.loader.newest_batch else None
     return loop.better_batch
+
+
+def retune_interval_s(age_s: float) -> float:
+    """Seconds between two thoughts about the batch size of a training that has lasted for `age_s`."""
+    return min(_LONGEST_RETUNE_S, max(_SHORTEST_RETUNE_S, _RETUNE_SHARE * age_s))
 
 
 def agree_on_batch(session: ElasticSession) -> None:
@@ -44,5 +52,5 @@ def agree_on_batch(session: ElasticSession) -> None:
 
 def _choose(session: ElasticSession, loader: AdaptiveDataLoader) -> Batch:
     return session.tuner.choose(
-        loader.bounds, session.grad_params, session.num_nodes, session.num_replicas, loader.batch
+        loader.bounds, session.grad_params, session.num_nodes, session.num_replicas, loader.newest_batch
     )

@@ -18,6 +18,7 @@ from adaptdl.torch.ambient import current_session
 from adaptdl.torch.gradient_noise import GradientNoise
 from adaptdl.torch.group import Group, GroupBroken, communicating
 from adaptdl.torch.memory import is_out_of_memory
+from adaptdl.torch.part_norms import PartNorms
 from adaptdl.torch.reducer import GradientReducer
 from adaptdl.torch.registry import State
 from adaptdl.torch.scaling_rules import ScalingRule, check_scaling_rule, default_scaling_rule
@@ -78,7 +79,7 @@ class AdaptiveDataParallel(torch.nn.Module):
         object.__setattr__(self, "_ddp", None)  # not a submodule: its parameters are the module's
         self._is_dirty = False
         """Gradients of a part of a step are there, and wait for the other parts."""
-        self._first_sqr: torch.Tensor | None = None
+        self._parts: PartNorms | None = None
         self._adapt_optimizer()
         self._state = _ModelState(self, name)
         self._session.add_model(self)
@@ -129,14 +130,24 @@ class AdaptiveDataParallel(torch.nn.Module):
     def _begin_part(self) -> None:
         """Before a part of a step: brings gradients of the parts before to its units."""
         micro = self._session.micro
-        if micro is None or micro.index == 0 or not self._is_dirty:
+        if micro is None or micro.count == 1:
             return
-        parameters = list(self.module.parameters())
-        if micro.index == 1 and self._session.num_replicas == 1 and self._reducer is not None and self._reducer.is_due:
-            self._first_sqr = self._reducer.sqr(parameters)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if micro.size != micro.previous_size and micro.size > 0 and gradients:
-            torch._foreach_mul_(gradients, micro.previous_size / micro.size)
+        if micro.index == 0 and self._reducer is not None and (self._parts is None or self._parts.micro is not micro):
+            self._watch_no_parts()
+            self._parts = self._reducer.watch_parts(micro, list(self.module.parameters()))
+        if micro.index == 0 or not self._is_dirty:
+            return
+        if self._parts is not None:
+            self._parts.end_part()
+        if micro.size != micro.previous_size and micro.size > 0:
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            if gradients:
+                torch._foreach_mul_(gradients, micro.previous_size / micro.size)
+
+    def _watch_no_parts(self) -> None:
+        if self._parts is not None:
+            self._parts.remove()
+            self._parts = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Does nothing while gradients are accumulated."""
@@ -232,10 +243,12 @@ class AdaptiveDataParallel(torch.nn.Module):
         """The generation ends."""
         object.__setattr__(self, "_ddp", None)
         self._reducer = None
+        self._watch_no_parts()
 
     def end_loop(self) -> None:
         """A loop is over; parts of a step that was not finished are not waited for."""
         self._is_dirty = False
+        self._watch_no_parts()
 
     def take_sample(self) -> tuple[float, float] | None:
         return None if self._reducer is None else self._reducer.take_sample()
@@ -290,8 +303,8 @@ class AdaptiveDataParallel(torch.nn.Module):
         if bucket.index() == 0:
             session.on_first_bucket(self)
             scale = self._mp_scaler.get_scale() if self._mp_scaler is not None else 1.0
-            first, self._first_sqr = self._first_sqr, None
-            reducer.begin(session.micro, session.init_batch_size or 1, scale, first)
+            parts, self._parts = self._parts, None
+            reducer.begin(session.micro, session.init_batch_size or 1, scale, parts)
         return reducer.reduce(bucket, session.micro)
 
     @property

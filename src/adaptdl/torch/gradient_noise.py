@@ -22,8 +22,11 @@ from adaptdl.goodput import GradParams
 
 __all__ = ["GradientNoise"]
 
-_WINDOW_STEPS = 500.0
-"""Steps at M₀ over which estimates are averaged: long against the noise of one step, short against training."""
+_WINDOW_SHARE, _SHORTEST_WINDOW_STEPS, _LONGEST_WINDOW_STEPS = 0.25, 20.0, 500.0
+"""Estimates are averaged over this share of the steps at M₀ made so far, within these bounds: long against the noise of one step,
+short against training. Gradients shrink fastest at its start, and what they were then must not stay for long."""
+_WINDOW_SAMPLES = 20
+"""But over so many samples at least, however many steps each of them stands for."""
 _MIN_SAMPLES = 20
 _LARGEST_RATIO = 1e4
 """tr Σ / |g|² at M₀ beyond this is not told apart from pure noise."""
@@ -34,6 +37,8 @@ class GradientNoise:
 
     def __init__(self) -> None:
         self._sqr = self._trace = self._total = 0.0
+        self._age = 0.0
+        """Steps at M₀ that all samples stand for."""
         self.num_samples = 0
         self.num_skipped = 0
         """Samples left out because they were not finite."""
@@ -55,7 +60,9 @@ class GradientNoise:
         if not (math.isfinite(sqr) and math.isfinite(trace)):
             self.num_skipped += 1
             return
-        keep = math.exp(-weight / _WINDOW_STEPS)
+        self._age += weight
+        window = min(_LONGEST_WINDOW_STEPS, max(_SHORTEST_WINDOW_STEPS, _WINDOW_SHARE * self._age))
+        keep = math.exp(-weight / max(window, _WINDOW_SAMPLES * weight))
         self._sqr = keep * self._sqr + (1 - keep) * sqr
         self._trace = keep * self._trace + (1 - keep) * trace
         self._total = keep * self._total + (1 - keep)
@@ -76,10 +83,11 @@ class GradientNoise:
             "sqr": self._sqr,
             "trace": self._trace,
             "total": self._total,
+            "age": self._age,
             "num_samples": self.num_samples,
             "num_skipped": self.num_skipped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sqr, self._trace, self._total = state["sqr"], state["trace"], state["total"]
+        self._sqr, self._trace, self._total, self._age = (state[name] for name in ("sqr", "trace", "total", "age"))
         self.num_samples, self.num_skipped = state["num_samples"], state["num_skipped"]

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from adaptdl.errors import UsageError
 from adaptdl.goodput import BatchSizeBounds
+from adaptdl.torch.group import Group
+from adaptdl.torch.layout import Layout
 from adaptdl.torch.loop import Action, Loop, Micro
 from adaptdl.torch.parting import lost_positions
 from adaptdl.torch.registry import State
@@ -78,12 +80,14 @@ class AdaptiveDataLoader(State):
         self.bounds = BatchSizeBounds(
             init_batch_size=self.init_batch_size, max_batch_size=self.init_batch_size, local_bsz_bounds=None
         )
-        self.batch = Batch(batch_size=self.init_batch_size, atomic_batch_size=self.init_batch_size)
+        self._batch = Batch(batch_size=self.init_batch_size, atomic_batch_size=self.init_batch_size)
         self.is_adaptive = False
         self.sampler = ElasticSampler(self.num_samples, shuffle=shuffle, seed=seed, drop_last=drop_last)
         self.num_padding = 0
         """Samples this replica has computed with weight 0, because a last step had none for it."""
         self._persistent_workers = persistent_workers
+        self._layout: Layout | None = None
+        """Of the segment that runs, or ran last; None once the batch was set otherwise."""
         self._upcoming: list[list[int]] | Iterator[list[int]] = []
         self._active = False
         self._loop_progress = 0.0
@@ -140,7 +144,37 @@ class AdaptiveDataLoader(State):
         low, high = self.bounds.local_bsz_bounds or (1, self.bounds.max_batch_size)
         if high > most:
             self.bounds = _bounded(self.bounds, min(low, most), most)
-        self.batch = fit_to(self.bounds, self.session.num_replicas, self.batch)
+        self.batch = fit_to(self.bounds, self.session.num_replicas, self.newest_batch)
+
+    def start_workers(self) -> None:
+        """Before there is anything to do for them, while a newcomer waits for the others."""
+        if self._loader.num_workers > 0 and self._loader._iterator is None:
+            self._upcoming = []
+            iter(self._loader)
+
+    @property
+    def batch(self) -> Batch:
+        """Of the step in hand, or of the next one between two segments."""
+        return self._batch
+
+    @batch.setter
+    def batch(self, batch: Batch) -> None:
+        self._batch, self._layout = batch, None
+
+    @property
+    def newest_batch(self) -> Batch:
+        """To which `batch` changes, if it was decided to; otherwise `batch`."""
+        return self._batch if self._layout is None else self._layout.newest_batch
+
+    def change_batch(self, batch: Batch, group: Group) -> None:
+        """On all replicas, at a boundary of a loop: `batch` from the first step on that none of them has laid out. Raises
+        GroupBroken."""
+        layout = self._layout
+        at = max(group.all_gather_object(0 if layout is None else layout.num_steps))
+        if layout is None:
+            self.batch = batch
+        else:
+            layout.change(batch, at=at)
 
     @property
     def batch_size(self) -> int:
@@ -181,6 +215,7 @@ class AdaptiveDataLoader(State):
         session = self.session
         loop = session.enter_loop(self)
         if loop is None:
+            self._end_workers()
             return
         keep_company = True
         try:
@@ -191,12 +226,15 @@ class AdaptiveDataLoader(State):
             keep_company = False
             raise
         finally:
-            if not self._persistent_workers:
-                self._loader._iterator = None  # its workers end
+            self._end_workers()
             session.leave_loop(loop, keep_company=keep_company)
             self._active = session.loop is loop  # memory has run out: it goes on where it was
 
-    # -- a loop: passes, each of segments between which the group or the batch size have changed -----------------------
+    def _end_workers(self) -> None:
+        if not self._persistent_workers:
+            self._loader._iterator = None
+
+    # -- a loop: passes, each of segments between which the group has changed ------------------------------------------
 
     def _loop(self, loop: Loop) -> Generator[Any, None, None]:
         if not self._active:
@@ -248,24 +286,24 @@ class AdaptiveDataLoader(State):
 
     def _segment(self, loop: Loop) -> Generator[Any, None, Action]:
         """Hands out the rest of the pass, up to a change. Returns the action that ended it (CONTINUE: the pass is over)."""
-        session, sampler, batch = self.session, self.sampler, self.batch
+        session = self.session
+        self.batch = self.newest_batch
         if not loop.hands_out:
             return Action.CONTINUE
         pads = loop.training
-        # The torch loader runs ahead of the loop if it has workers.
-        steps, ahead = itertools.tee(
-            sampler.steps(
-                session.rank,
-                session.num_replicas,
-                batch.batch_size,
-                batch.accum_steps,
-                split_every=self._split_every(),
-            )
+        self._layout = Layout(
+            self.sampler,
+            rank=session.rank,
+            num_replicas=session.num_replicas,
+            batch=self.batch,
+            split_every=self._split_every,
         )
-        padding = sampler.permutation()[0]
-        self._upcoming = (part or [padding] for step in ahead for part in step.parts if part or pads)
+        # The torch loader runs ahead of the loop if it has workers.
+        steps, ahead = itertools.tee(self._layout)
+        padding = self.sampler.permutation()[0]
+        self._upcoming = (part or [padding] for _, step in ahead for part in step.parts if part or pads)
         data: Iterator[Any] | None = None
-        for step in steps:
+        for self._batch, step in steps:
             previous_size = 0
             for index, part in enumerate(step.parts):
                 if not part and not pads:
@@ -296,21 +334,22 @@ class AdaptiveDataLoader(State):
                 return action
         return Action.CONTINUE
 
-    def _split_every(self) -> int | None:
+    def _split_every(self, batch: Batch) -> int | None:
         """How often the only replica makes a step of two parts, to see how noisy its gradients are."""
         low = (self.bounds.local_bsz_bounds or (1, 1))[0]
-        if not self.is_adaptive or self.session.num_replicas > 1 or self.batch.batch_size < 2 * low:
+        if not self.is_adaptive or self.session.num_replicas > 1 or batch.batch_size < 2 * low:
             return None
         return _SPLIT_EVERY if self.session.grad_params is not None else _SPLIT_EVERY_AT_FIRST
 
     # -- what survives ------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
+        batch = self.newest_batch
         return {
             "sampler": self.sampler.state_dict(),
             "active": self._active,
             "loop_progress": self._loop_progress,
-            "batch": (self.batch.batch_size, self.batch.atomic_batch_size, self.batch.accum_steps),
+            "batch": (batch.batch_size, batch.atomic_batch_size, batch.accum_steps),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ class Action(enum.Enum):
 
     CONTINUE = "continue"
     REPARTITION = "repartition"
-    """Group or batch size have changed: take the next samples anew."""
+    """The group has changed: take the next samples anew."""
     OVER = "over"
     """The loop has come to its end."""
     STOP = "stop"

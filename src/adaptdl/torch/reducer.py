@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from adaptdl.torch.gradient_noise import GradientNoise
 from adaptdl.torch.group import Group
 from adaptdl.torch.loop import Micro
+from adaptdl.torch.part_norms import PartNorms
 from adaptdl.torch.second_moments import SecondMoments
 
 __all__ = ["GradientReducer"]
@@ -38,9 +38,13 @@ class _Sample:
     local: list[torch.Tensor] = field(default_factory=list)
     """Squared norm per bucket of the local gradient, in units of the last part."""
     averaged: list[torch.Tensor] = field(default_factory=list)
-    """And of the averaged one; if nothing is measured, anything that is finite if they are."""
-    first_sqr: torch.Tensor | None = None
-    """With accumulation: squared norm of the gradient of the first part."""
+    """And of the averaged one."""
+    telling: list[torch.Tensor] = field(default_factory=list)
+    """Per bucket, what is finite if and only if the averaged gradients are."""
+    parts: PartNorms | None = None
+    """Of a step of several parts on one replica."""
+    part_sqr: torch.Tensor | None = None
+    """What they have found."""
     is_complete: bool = False
 
 
@@ -85,27 +89,26 @@ class GradientReducer:
             return True
         return self._noise.num_samples < _DENSE_SAMPLES or self._num_unmeasured + 1 >= _SPARSE_STEPS
 
-    def sqr(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """Squared norm of the gradients that these parameters have, as the optimizer sees them; None if they have none, or it is
-        not settled."""
-        having = [parameter for parameter in parameters if parameter.grad is not None]
-        gradients = [parameter.grad for parameter in having if parameter.grad is not None]
-        if not gradients:
+    def watch_parts(self, micro: Micro, parameters: Sequence[torch.Tensor]) -> PartNorms | None:
+        """Before the first part of a step of several: measures each of them, if that is due and tells something."""
+        if self._group.num_replicas > 1 or micro.count < 2 or not self.is_due:
             return None
-        if self._second_moments is None:
-            return foreach_sqr(gradients)
-        moments = self._second_moments(having)
-        return moments.sqr(gradients) if moments is not None and moments.is_settled else None
+        moments = None
+        if self._second_moments is not None:
+            moments = self._second_moments(parameters)
+            if moments is None or not moments.is_settled:
+                return None
+        return PartNorms(micro, parameters, moments)
 
-    def begin(self, micro: Micro | None, init_batch_size: int, loss_scale: float, first: torch.Tensor | None) -> None:
-        """The gradients of a step begin to arrive; `first`: of its first part, if they were measured."""
+    def begin(self, micro: Micro | None, init_batch_size: int, loss_scale: float, parts: PartNorms | None) -> None:
+        """The gradients of a step's last part begin to arrive; `parts`: measures it and those before."""
         self._sample = None
         self._num_unseen += 1
-        measures = self.is_due and (self._group.num_replicas > 1 or first is not None)
+        measures = parts is not None or (self.is_due and self._group.num_replicas > 1)
         self._num_unmeasured = 0 if measures else self._num_unmeasured + 1
         if micro is not None:
             self._sample = _Sample(
-                micro=micro, init_batch_size=init_batch_size, loss_scale=loss_scale, measures=measures, first_sqr=first
+                micro=micro, init_batch_size=init_batch_size, loss_scale=loss_scale, measures=measures, parts=parts
             )
 
     def reduce(self, bucket: dist.GradBucket, micro: Micro | None) -> torch.futures.Future[torch.Tensor]:
@@ -123,8 +126,9 @@ class GradientReducer:
             buffer.mul_(weight)
         if self._group.num_replicas == 1:
             if sample is not None:
-                if not sample.measures:
-                    sample.averaged.append(_sqr(buffer))
+                sample.telling.append(sample.local[-1] if sample.measures and moments is None else _sqr(buffer))
+                if is_last and sample.parts is not None:
+                    sample.part_sqr = sample.parts.take()
                 sample.is_complete = is_last
             return _done(buffer)
 
@@ -132,8 +136,9 @@ class GradientReducer:
             if is_last:
                 self.sync_time_s = time.monotonic() - launched
             if sample is not None:
+                sample.telling.append(_sqr(result))
                 scaled = moments if sample.measures else None
-                sample.averaged.append(_sqr(result) if scaled is None else scaled.sqr(gradients))
+                sample.averaged.append(sample.telling[-1] if scaled is None else scaled.sqr(gradients))
                 sample.is_complete = is_last
             return result
 
@@ -183,7 +188,7 @@ class GradientReducer:
         sample = self._sample
         if sample is None or not sample.is_complete:
             return True
-        return math.isfinite(sum(map(float, sample.averaged or sample.local)))
+        return math.isfinite(sum(map(float, sample.telling)))
 
     def take_sample(self) -> tuple[float, float] | None:
         """This replica's entries in the next step exchange; None if the step before gave no usable sample."""
@@ -197,6 +202,8 @@ class GradientReducer:
         if micro.share:
             local *= (micro.size / micro.share) ** 2  # from units of the last part to the mean over the share
         if num_replicas == 1:
+            if sample.part_sqr is None:
+                return None
             self._taken = sample
             return local, local
         if micro.num_shares < 2:
@@ -222,14 +229,14 @@ class GradientReducer:
                 inverse_small=micro.num_shares / micro.batch_size,
                 inverse_large=1 / micro.batch_size,
             )
-        elif sample.first_sqr is not None:
-            # Parts are in order of size, the first one is the largest and differs by one at most.
-            first_size = -(-micro.batch_size // micro.count)
+        elif sample.part_sqr is not None:
+            base, more = divmod(micro.batch_size, micro.count)  # parts differ by one sample at most
+            inverse_sizes = more / (base + 1) + (micro.count - more) / base
             self._noise.add_norms(
-                float(sample.first_sqr) * unscale,
+                float(sample.part_sqr) * unscale,
                 local,
                 weight=weight,
-                inverse_small=1 / first_size,
+                inverse_small=inverse_sizes / micro.count,
                 inverse_large=1 / micro.batch_size,
             )
 
@@ -244,9 +251,3 @@ def _sqr(values: torch.Tensor) -> torch.Tensor:
     if values.dtype not in (torch.float32, torch.float64):
         values = values.float()
     return torch.dot(values, values)
-
-
-def foreach_sqr(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Squared norm of all `tensors` together, a tensor of one element."""
-    norms: Any = torch._foreach_norm(list(tensors))
-    return torch.stack([norm.float() for norm in norms]).square().sum()

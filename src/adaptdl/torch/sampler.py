@@ -81,32 +81,27 @@ class ElasticSampler(Sampler[int]):
         left = self.num_samples - self.position
         return max(0, left // batch_size if self.drop_last else -(-left // batch_size))
 
-    def steps(
-        self, rank: int, num_replicas: int, batch_size: int, accum_steps: int, *, split_every: int | None = None
-    ) -> Iterator[Step]:
-        """The rest of the pass, from the present position, for one replica; moves nothing.
+    def step(self, position: int, rank: int, num_replicas: int, batch_size: int, num_parts: int) -> Step | None:
+        """One replica's part of the step that begins at `position` of the running pass, None after the last one; moves nothing.
 
         Args:
-            split_every: one step in so many is made of two parts at least; None: none is.
+            batch_size: M.
+            num_parts: to make of it, as far as every replica has a sample for each.
         """
-        order = self.permutation()
-        position, num_steps = self.position, self.num_left(batch_size)
-        for number in range(num_steps):
-            size = min(batch_size, self.num_samples - position)
-            base, more = divmod(size, num_replicas)
-            share = base + (rank < more)
-            begin = position + rank * base + min(rank, more)
+        size = min(batch_size, self.num_samples - position)
+        if size < (batch_size if self.drop_last else 1):
+            return None
+        base, more = divmod(size, num_replicas)
+        share = base + (rank < more)
+        begin = position + rank * base + min(rank, more)
+        return Step(
+            begin=begin,
+            batch_size=size,
+            share=share,
+            num_shares=min(size, num_replicas),
             # Every replica makes the same number of parts, and none with samples has a part without.
-            wanted = 2 if split_every is not None and number % split_every == 0 and not accum_steps else accum_steps + 1
-            num_parts = max(1, min(wanted, base))
-            yield Step(
-                begin=begin,
-                batch_size=size,
-                share=share,
-                num_shares=min(size, num_replicas),
-                parts=tuple(_split(order[begin : begin + share], num_parts)),
-            )
-            position += size
+            parts=tuple(_split(self.permutation()[begin : begin + share], max(1, min(num_parts, base)))),
+        )
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.permutation()[self.position :])

@@ -20,6 +20,11 @@ _MAX_PIECE, _PIECES = 1 << 16, 128
 """Norms are taken in pieces of so many elements at most, and of so small a part of a bucket, as long as that is not tiny: what
 it takes in memory is a small share of the gradients."""
 _MIN_PIECE = 1 << 10
+_LARGEST = 10.0
+"""An element counts as at most so many times the root of its second moment. Where gradients are rarely other than zero (the rows
+of rare tokens in an embedding) that root is next to nothing, and a few elements would outweigh all others, though the optimizer
+moves them by a bounded amount: an update of Adam's is at most (1 − β₁) / √(1 − β₂) learning rates, 3.2 with its defaults (Kingma
+and Ba, Adam, 2015, section 2.1)."""
 _SETTLED_STEPS = 50
 """A second moment over t steps makes what it divides larger by t / (t − 2) on average, and much larger at times while t is
 small: the optimizer's first steps are not measured."""
@@ -42,8 +47,15 @@ class SecondMoments:
         """Whether norms that they divide tell of the gradients, and not of chance."""
         return self.num_steps >= _SETTLED_STEPS
 
+    def of(self, indices: Sequence[int]) -> SecondMoments:
+        """The same of these parameters alone."""
+        return SecondMoments(
+            [self.moments[index] for index in indices], [self.corrections[index] for index in indices], self.num_steps
+        )
+
     def sqr(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Σ (g / (√v̂ + ε))² over all elements of `gradients`, which are the parameters' in their order; float32 or wider."""
+        """Σ (g / (√v̂ + ε))² over all elements of `gradients`, which are the parameters' in their order, each at most 10²; float32
+        or wider."""
         total = sum(gradient.numel() for gradient in gradients)
         size = max(_MIN_PIECE, min(_MAX_PIECE, total // _PIECES))
         sums: list[torch.Tensor] = []
@@ -72,6 +84,8 @@ def _sum(pieces: Sequence[tuple[torch.Tensor, torch.Tensor, Any]]) -> torch.Tens
     torch._foreach_add_(divisors, _EPSILON)
     torch._foreach_reciprocal_(divisors)
     torch._foreach_mul_(divisors, gradients)
+    torch._foreach_clamp_min_(divisors, -_LARGEST)
+    torch._foreach_clamp_max_(divisors, _LARGEST)
     norms: Any = torch._foreach_norm(divisors)
     return torch.stack([norm.float() for norm in norms]).square().sum()
 

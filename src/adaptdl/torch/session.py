@@ -122,7 +122,8 @@ class ElasticSession:
         self.num_skipped_steps = 0
         self.progress = 0.0
         self.pause_total_s = 0.0
-        self.last_step_at = now
+        self.began_at = self.last_step_at = now
+        """Monotonic time at which the training began, less what a snapshot says that it had lasted."""
         self.total_epochs: int | None = None
         self._entered = False
         self._loop_index = 0
@@ -487,6 +488,8 @@ class ElasticSession:
         """Waits for orders until they make this replica a member or send it on. Raises Leave if it is not wanted."""
         if not self.is_skipping:
             warm_up()
+            if self.loop is not None:
+                self.loop.loader.start_workers()
         while not self.joined and not self.is_skipping:
             if self._broken is None:
                 self.host.ready(self.position)
@@ -657,7 +660,7 @@ class ElasticSession:
         loader = loop.loader
         self.num_steps += 1
         if batch_size == loader.init_batch_size or (grad_params := self.grad_params) is None:
-            self.progress += batch_size / loader.init_batch_size
+            self.progress += min(1.0, batch_size / loader.init_batch_size)  # unseen, a larger batch is worth no more
         else:
             self.progress += float(gain(grad_params, loader.init_batch_size, batch_size))
         micro, batch = self.micro, loader.batch
@@ -724,6 +727,7 @@ class ElasticSession:
             "num_steps": self.num_steps,
             "progress": self.progress,
             "pause_total_s": self.pause_total_s,
+            "trained_s": time.monotonic() - self.began_at,
             "since_last_step_s": time.monotonic() - self.last_step_at,
             "record": list(self.sums.record),
             "num_reports": self.reports.num_done,
@@ -744,6 +748,7 @@ class ElasticSession:
         self.num_steps, self.progress = session["num_steps"], session["progress"]
         self.pause_total_s, self.num_skipped_steps = session["pause_total_s"], session["num_skipped_steps"]
         self.fits_at_most(session["most_samples"])
+        self.began_at = time.monotonic() - session["trained_s"]
         self.last_step_at = time.monotonic() - session["since_last_step_s"]
         self.tuner.load_state_dict(session["tuner"])
         self.reports.load(num_results=session["num_results"], num_done=session["num_reports"], resume=resume)

@@ -23,7 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
         "local_batch": 64,
     },
 }
-STEPS = {1: 4000, 2: 1500, 4: 700}
+STEPS = {1: 2500, 2: 1500, 4: 700}
 
 
 @pytest.mark.parametrize(
