@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ import torch
 from torch.utils.data import Dataset
 
 import adaptdl.torch as adl
-from adaptdl.torch import batch_choice
 from adaptdl.torch.tuning import Batch
 from tests.torch.processes import Trial
 
@@ -81,6 +81,8 @@ def test_every_sample_is_read_and_used_once(num_replicas: int, num_workers: int)
     assert {*SIZES} <= {*sizes[0]}
 
 
-@pytest.mark.parametrize(("age_s", "expected_s"), [(0.0, 1.0), (3.0, 1.0), (20.0, 4.0), (149.0, 29.8), (1e6, 30.0)])
+@pytest.mark.parametrize(("age_s", "expected_s"), [(0.0, 0.25), (3.0, 0.6), (20.0, 4.0), (1e6, 30.0)])
 def test_it_is_thought_over_less_and_less_often(age_s: float, expected_s: float) -> None:
-    assert batch_choice.retune_interval_s(age_s) == pytest.approx(expected_s)
+    with adl.open_session() as session:
+        session.began_at = time.monotonic() - age_s
+        assert session.share_of_age_s(0.25, 30.0) == pytest.approx(expected_s, abs=0.05)

@@ -12,11 +12,10 @@ if TYPE_CHECKING:
     from adaptdl.torch.loader import AdaptiveDataLoader
     from adaptdl.torch.session import ElasticSession
 
-__all__ = ["agree_on_batch", "better_batch", "retune_interval_s"]
+__all__ = ["agree_on_batch", "better_batch"]
 
-_RETUNE_SHARE, _SHORTEST_RETUNE_S, _LONGEST_RETUNE_S = 0.2, 1.0, 30.0
-"""The batch size is thought over when the training has grown older by this share, within these bounds: at its start there is most
-to learn, and a batch size at most doubles at a time."""
+_SHORTEST_RETUNE_S, _LONGEST_RETUNE_S = 0.25, 30.0
+"""Between two thoughts about the batch size, which at most doubles at a time."""
 
 
 def better_batch(session: ElasticSession, loop: Loop) -> Batch | None:
@@ -24,16 +23,12 @@ def better_batch(session: ElasticSession, loop: Loop) -> Batch | None:
     if not loop.loader.is_adaptive:
         return None
     now = time.monotonic()
-    if loop.better_batch is None and now - loop.retuned_at > retune_interval_s(now - session.began_at):
+    interval_s = session.share_of_age_s(_SHORTEST_RETUNE_S, _LONGEST_RETUNE_S)
+    if loop.better_batch is None and now - loop.retuned_at > interval_s:
         loop.retuned_at = now
         batch = _choose(session, loop.loader)
         loop.better_batch = batch if batch != loop.loader.newest_batch else None
     return loop.better_batch
-
-
-def retune_interval_s(age_s: float) -> float:
-    """Seconds between two thoughts about the batch size of a training that has lasted for `age_s`."""
-    return min(_LONGEST_RETUNE_S, max(_SHORTEST_RETUNE_S, _RETUNE_SHARE * age_s))
 
 
 def agree_on_batch(session: ElasticSession) -> None:

@@ -53,7 +53,8 @@ __all__ = ["ElasticSession"]
 
 logger = logging.getLogger(__name__)
 
-_UPDATE_INTERVAL_S = 1.0
+_SHARE_OF_AGE = 0.2
+_SHORTEST_UPDATE_S, _LONGEST_UPDATE_S = 0.25, 1.0
 
 
 class ElasticSession:
@@ -123,7 +124,7 @@ class ElasticSession:
         self.progress = 0.0
         self.pause_total_s = 0.0
         self.began_at = self.last_step_at = now
-        """Monotonic time at which the training began, less what a snapshot says that it had lasted."""
+        """Monotonic time of the end of the first step, less what a snapshot says that training had lasted."""
         self.total_epochs: int | None = None
         self._entered = False
         self._loop_index = 0
@@ -648,7 +649,7 @@ class ElasticSession:
         self.micro = None
         if self.rank == 0:
             drop_passed_plan(self)
-            if now - self.updated_at > _UPDATE_INTERVAL_S:
+            if now - self.updated_at > self.share_of_age_s(_SHORTEST_UPDATE_S, _LONGEST_UPDATE_S):
                 send_update(self)
         if is_over():
             return Action.OVER
@@ -656,8 +657,15 @@ class ElasticSession:
             attention = wants_attention(self) or self.mailbox.interrupted
         return attend(self, loop, seen) if attention else Action.CONTINUE
 
+    def share_of_age_s(self, shortest_s: float, longest_s: float) -> float:
+        """How long to leave something alone of which most is learned while the training is young: a fifth of its age, within these
+        bounds."""
+        return min(longest_s, max(shortest_s, _SHARE_OF_AGE * (time.monotonic() - self.began_at)))
+
     def count(self, loop: Loop, batch_size: int, now: float) -> None:
         loader = loop.loader
+        if self.num_steps == 0:
+            self.began_at = now
         self.num_steps += 1
         if batch_size == loader.init_batch_size or (grad_params := self.grad_params) is None:
             self.progress += min(1.0, batch_size / loader.init_batch_size)  # unseen, a larger batch is worth no more
