@@ -658,7 +658,7 @@ class ElasticSession:
         return attend(self, loop, seen) if attention else Action.CONTINUE
 
     def share_of_age_s(self, shortest_s: float, longest_s: float) -> float:
-        """How long to leave something alone of which most is learned early: a fifth of the training's age, within these bounds."""
+        """How long to leave something alone of which most is learned early: a fifth of the training's age, in these bounds."""
         return min(longest_s, max(shortest_s, _SHARE_OF_AGE * (time.monotonic() - self.began_at)))
 
     def count(self, loop: Loop, batch_size: int, now: float) -> None:
