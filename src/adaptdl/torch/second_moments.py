@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,11 +20,12 @@ _MAX_PIECE, _PIECES = 1 << 16, 128
 """Norms are taken in pieces of so many elements at most, and of so small a part of a bucket, as long as that is not tiny: what
 it takes in memory is a small share of the gradients."""
 _MIN_PIECE = 1 << 10
-_LARGEST = 10.0
-"""An element counts as at most so many times the root of its second moment. Where gradients are rarely other than zero (the rows
-of rare tokens in an embedding) that root is next to nothing, and a few elements would outweigh all others, though the optimizer
-moves them by a bounded amount: an update of Adam's is at most (1 − β₁) / √(1 − β₂) learning rates, 3.2 with its defaults (Kingma
-and Ba, Adam, 2015, section 2.1)."""
+_LEAST_SHARE = 0.01
+"""A second moment counts as at least this share of the mean over its parameter. Where gradients are rarely other than zero (the
+rows of rare tokens in an embedding) it is next to nothing, and when one comes, a few elements would outweigh all others, though
+an update of Adam's is at most (1 − β₁) / √(1 − β₂) learning rates, 3.2 with its defaults (Kingma and Ba, Adam, 2015, section
+2.1). Cutting off what is divided would not do: it takes more from the gradients of few samples than from those of many, which is
+what noise is told by."""
 _SETTLED_STEPS = 50
 """A second moment over t steps makes what it divides larger by t / (t − 2) on average, and much larger at times while t is
 small: the optimizer's first steps are not measured."""
@@ -39,6 +40,8 @@ class SecondMoments:
     corrections: Sequence[Any]
     """1 − β₂ᵗ (Kingma and Ba, Adam, 2015, section 3), or 1 for optimizers that do not correct. Numbers, or tensors of one element
     where the optimizer counts its steps on the device."""
+    least: Sequence[torch.Tensor | None]
+    """What an element of each counts as at least, a tensor of one element; None as above."""
     num_steps: float
     """Over which they were averaged, t; infinite where that is not known without waiting for a device."""
 
@@ -50,19 +53,23 @@ class SecondMoments:
     def of(self, indices: Sequence[int]) -> SecondMoments:
         """The same of these parameters alone."""
         return SecondMoments(
-            [self.moments[index] for index in indices], [self.corrections[index] for index in indices], self.num_steps
+            [self.moments[index] for index in indices],
+            [self.corrections[index] for index in indices],
+            [self.least[index] for index in indices],
+            self.num_steps,
         )
 
     def sqr(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Σ (g / (√v̂ + ε))² over all elements of `gradients`, which are the parameters' in their order, each at most 10²; float32
-        or wider."""
+        """Σ (g / (√v̂ + ε))² over all elements of `gradients`, which are the parameters' in their order; float32 or wider."""
         total = sum(gradient.numel() for gradient in gradients)
         size = max(_MIN_PIECE, min(_MAX_PIECE, total // _PIECES))
         sums: list[torch.Tensor] = []
-        batch: list[tuple[torch.Tensor, torch.Tensor, Any]] = []
+        batch: list[_Piece] = []
         num_in_batch = 0
-        for gradient, moment, correction in zip(gradients, self.moments, self.corrections, strict=True):
-            if moment is None:
+        for gradient, moment, correction, least in zip(
+            gradients, self.moments, self.corrections, self.least, strict=True
+        ):
+            if moment is None or least is None:
                 continue
             flat, root = gradient.reshape(-1), moment.reshape(-1)
             for begin in range(0, flat.numel(), size):
@@ -70,22 +77,29 @@ class SecondMoments:
                 if num_in_batch and num_in_batch + piece.numel() > size:
                     sums.append(_sum(batch))
                     batch, num_in_batch = [], 0
-                batch.append((piece, root[begin : begin + size], correction))
+                batch.append(_Piece(piece, root[begin : begin + size], least, correction))
                 num_in_batch += piece.numel()
         if batch:
             sums.append(_sum(batch))
         return torch.stack(sums).sum() if sums else torch.zeros((), device=gradients[0].device)
 
 
-def _sum(pieces: Sequence[tuple[torch.Tensor, torch.Tensor, Any]]) -> torch.Tensor:
-    gradients = [gradient for gradient, _, _ in pieces]
-    divisors: Any = torch._foreach_sqrt([moment for _, moment, _ in pieces])
-    torch._foreach_div_(divisors, [correction**0.5 for _, _, correction in pieces])
+class _Piece(NamedTuple):
+    """Of a parameter, flat."""
+
+    gradient: torch.Tensor
+    moment: torch.Tensor
+    least: torch.Tensor
+    correction: Any
+
+
+def _sum(pieces: Sequence[_Piece]) -> torch.Tensor:
+    divisors: Any = torch._foreach_maximum([piece.moment for piece in pieces], [piece.least for piece in pieces])
+    torch._foreach_sqrt_(divisors)
+    torch._foreach_div_(divisors, [piece.correction**0.5 for piece in pieces])
     torch._foreach_add_(divisors, _EPSILON)
     torch._foreach_reciprocal_(divisors)
-    torch._foreach_mul_(divisors, gradients)
-    torch._foreach_clamp_min_(divisors, -_LARGEST)
-    torch._foreach_clamp_max_(divisors, _LARGEST)
+    torch._foreach_mul_(divisors, [piece.gradient for piece in pieces])
     norms: Any = torch._foreach_norm(divisors)
     return torch.stack([norm.float() for norm in norms]).square().sum()
 
@@ -114,7 +128,11 @@ def second_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.
         step = state.get("step", math.inf)
         if not _is_on_device(step):
             num_steps = min(num_steps, float(step))
-    return SecondMoments(moments, corrections, num_steps)
+    having = [moment for moment in moments if moment is not None]
+    sums: Any = torch._foreach_norm(having, 1) if having else []
+    of_having = iter(_LEAST_SHARE / moment.numel() * total for moment, total in zip(having, sums, strict=True))
+    least = [None if moment is None else next(of_having) for moment in moments]
+    return SecondMoments(moments, corrections, least, num_steps)
 
 
 def _betas(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, float]:
