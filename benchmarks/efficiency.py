@@ -4,11 +4,12 @@
     python benchmarks/efficiency.py --task digits --seeds 1
     python benchmarks/efficiency.py --rates
 
-Two tasks (digits by a ConvNet, text by a small transformer) are trained by SGD with momentum to a fixed validation loss, with
-AdaScale, on one replica that makes each step of two parts. All that a prediction knows is from the run at M₀ with the same seed:
-the gradient statistics along its progress, and the progress at which it reached the target. Learning rates are the best ones of a
-grid at M₀ (`--rates` shows it), and its lowest ones ("slower"). The batch size is M₀ for the first 32 steps, as nothing is known
-of the noise before. It takes about 15 minutes, and exits with 1 if one of the bounds does not hold.
+Two tasks (digits by a ConvNet, text by a small transformer) are trained to a fixed validation loss, by SGD with momentum and
+AdaScale and the transformer also by AdamW and its default rule, on one replica that makes each step of two parts. All that a
+prediction knows is from the run at M₀ with the same seed: the gradient statistics along its progress, and the progress at which
+it reached the target. Learning rates are the best ones of a grid at M₀ (`--rates` shows it), and its lowest ones ("slower"). The
+batch size is M₀ for the first steps, as nothing is known of the noise before. It takes about 20 minutes, and exits with 1 if one
+of the bounds does not hold.
 """
 
 from __future__ import annotations
@@ -113,9 +114,7 @@ def _reached(task: Task, run: Run, points: Sequence[Point], at_init: Sequence[Po
 
 def print_found(task: Task, found: Sequence[Reached]) -> None:
     """Medians over the seeds, by batch size."""
-    print(
-        f"\n{task.name}: SGD, learning rate {task.rate:g} at M₀ = {task.init_batch_size}, validation loss {task.target:g}"
-    )
+    print(f"\n{task.name}: learning rate {task.rate:g} at M₀ = {task.init_batch_size}, validation loss {task.target:g}")
     rows = [["M", "steps (min–max)", "predicted", "ratio (min–max)", "progress / that at M₀", "φ"]]
     for scale in scales(task):
         runs = [one for one in found if one.scale == scale]

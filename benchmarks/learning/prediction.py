@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from adaptdl.goodput import gain, noise_scale
 from learning.tasks import Task
-from learning.training import WARM_UP_STEPS, Point
+from learning.training import Point
 
 __all__ = ["noise_scales", "predicted_steps", "reached"]
 
@@ -29,9 +29,9 @@ def predicted_steps(task: Task, at_init: Sequence[Point], batch_size: int) -> fl
     the warm-up, before φ is known, are at M₀ in either run."""
     end = reached(task, at_init)
     assert end is not None
-    steps = float(WARM_UP_STEPS)
+    steps = float(task.warm_up_steps)
     for before, point in itertools.pairwise(at_init):
-        number = point.steps - max(before.steps, WARM_UP_STEPS)
+        number = point.steps - max(before.steps, task.warm_up_steps)
         if number > 0 and point.steps <= end.steps:
             assert point.grad_params is not None
             steps += number / float(gain(point.grad_params, task.init_batch_size, batch_size))

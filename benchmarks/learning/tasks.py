@@ -33,6 +33,8 @@ class Task:
     """Whether the share of right answers is validated, and not the loss."""
     interval: int
     """Steps at M₀ between two validations."""
+    warm_up_steps: int = 32
+    """Of `efficiency.py`, at M₀: nothing is known of the noise before."""
 
     def reached(self, value: float) -> bool:
         """Whether a validation is as good as the target."""
@@ -70,13 +72,24 @@ PREDICTED = {
         target=2.3,
         interval=20,
     ),
+    "text, AdamW": Task(
+        name="text, AdamW",
+        problem=TEXT,
+        make_optimizer=_adamw,
+        rate=3e-3,
+        rates=(7.5e-4, 1.5e-3, 3e-3, 6e-3),
+        init_batch_size=4,
+        max_scale=8,
+        target=2.0,
+        interval=20,
+        warm_up_steps=100,  # the optimizer's second moments have to settle
+    ),
 }
 PREDICTED |= {
     f"{name}, slower": dataclasses.replace(task, name=f"{name}, slower", rate=task.rates[0], rates=())
     for name, task in PREDICTED.items()
 }
-"""Tasks of `efficiency.py`: SGD, as AdaScale is for it. The best rate at M₀ is where noise sets the limit;
-the lowest of the grid is far from it."""
+"""Tasks of `efficiency.py`. The best rate at M₀ is where noise sets the limit; the lowest of the grid is far from it."""
 
 TIMED = {
     "digits": Task(

@@ -15,12 +15,10 @@ from adaptdl.goodput import GradParams
 from learning.held import hold
 from learning.tasks import PREDICTED, TIMED, Task
 
-__all__ = ["RULES", "WARM_UP_STEPS", "Point", "Run", "train"]
+__all__ = ["RULES", "Point", "Run", "train"]
 
 _SMOOTHED = 3
 """Validations of which the mean is taken."""
-WARM_UP_STEPS = 32
-"""Steps at M₀ before an untimed run is at its batch size: the library has to see 20 to know how noisy gradients are."""
 _MAX_DATA_SETS = 6
 """Whoever needs more progress than so many times the data does not reach the target."""
 
@@ -74,7 +72,7 @@ def train(run: Run) -> list[Point]:
     training = _Training(run)
     if not run.timed:
         hold(training.session, training.loader, training.task.init_batch_size)
-        training.loop(WARM_UP_STEPS)
+        training.loop(training.task.warm_up_steps)
     if run.batch_size is not None:
         hold(training.session, training.loader, run.batch_size)
     for _ in adl.remaining_epochs_until(_MAX_DATA_SETS):
