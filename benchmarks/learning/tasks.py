@@ -82,7 +82,7 @@ PREDICTED = {
         max_scale=8,
         target=2.0,
         interval=20,
-        warm_up_steps=100,  # the optimizer's second moments have to settle
+        warm_up_steps=64,  # the optimizer's second moments have to settle
     ),
 }
 PREDICTED |= {

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["agree_on_batch", "better_batch"]
 
-_SHORTEST_RETUNE_S, _LONGEST_RETUNE_S = 0.25, 30.0
+_SHORTEST_RETUNE_S, _LONGEST_RETUNE_S = 0.1, 30.0
 """Between two thoughts about the batch size, which at most doubles at a time."""
 
 

@@ -19,14 +19,14 @@ _EPSILON = 1e-8
 _MAX_PIECE, _PIECES = 1 << 16, 128
 """Norms are taken in pieces of so many elements at most, and of so small a part of a bucket, as long as that is not tiny: what
 it takes in memory is a small share of the gradients."""
-_MIN_PIECE = 1 << 10
+_MIN_PIECE = 1 << 14
 _LEAST_SHARE = 0.01
 """A second moment counts as at least this share of the mean over its parameter. Where gradients are rarely other than zero (the
 rows of rare tokens in an embedding) it is next to nothing, and when one comes, a few elements would outweigh all others, though
 an update of Adam's is at most (1 − β₁) / √(1 − β₂) learning rates, 3.2 with its defaults (Kingma and Ba, Adam, 2015, section
 2.1). Cutting off what is divided would not do: it takes more from the gradients of few samples than from those of many, which is
 what noise is told by."""
-_SETTLED_STEPS = 50
+_SETTLED_STEPS = 20
 """A second moment over t steps makes what it divides larger by t / (t − 2) on average, and much larger at times while t is
 small: the optimizer's first steps are not measured."""
 

@@ -54,7 +54,7 @@ __all__ = ["ElasticSession"]
 logger = logging.getLogger(__name__)
 
 _SHARE_OF_AGE = 0.2
-_SHORTEST_UPDATE_S, _LONGEST_UPDATE_S = 0.25, 1.0
+_SHORTEST_UPDATE_S, _LONGEST_UPDATE_S = 0.1, 1.0
 
 
 class ElasticSession:
