@@ -60,7 +60,7 @@ class SecondMoments:
         )
 
     def sqr(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Σ (g / (√v̂ + ε))² over all elements of `gradients`, which are the parameters' in their order; float32 or wider."""
+        """Σ g² / v̂ over all elements of `gradients`, which are the parameters' in their order; float32 or wider."""
         total = sum(gradient.numel() for gradient in gradients)
         size = max(_MIN_PIECE, min(_MAX_PIECE, total // _PIECES))
         sums: list[torch.Tensor] = []
@@ -94,14 +94,27 @@ class _Piece(NamedTuple):
 
 
 def _sum(pieces: Sequence[_Piece]) -> torch.Tensor:
-    divisors: Any = torch._foreach_maximum([piece.moment for piece in pieces], [piece.least for piece in pieces])
-    torch._foreach_sqrt_(divisors)
-    torch._foreach_div_(divisors, [piece.correction**0.5 for piece in pieces])
-    torch._foreach_add_(divisors, _EPSILON)
-    torch._foreach_reciprocal_(divisors)
-    torch._foreach_mul_(divisors, [piece.gradient for piece in pieces])
-    norms: Any = torch._foreach_norm(divisors)
-    return torch.stack([norm.float() for norm in norms]).square().sum()
+    values: Any
+    if all(piece.gradient.is_cpu and piece.gradient.dtype == piece.moment.dtype == torch.float32 for piece in pieces):
+        values = _quotients_in_one_buffer(pieces)
+    else:
+        divisors: Any = torch._foreach_maximum([piece.moment for piece in pieces], [piece.least for piece in pieces])
+        values = torch._foreach_div([piece.gradient for piece in pieces], divisors)
+        torch._foreach_mul_(values, [piece.gradient for piece in pieces])
+        values = torch._foreach_norm(values, 1)  # none is negative
+    return torch.stack([value.float() * piece.correction for value, piece in zip(values, pieces, strict=True)]).sum()
+
+
+def _quotients_in_one_buffer(pieces: Sequence[_Piece]) -> list[torch.Tensor]:
+    """Σ g² / v of each. On a CPU new memory costs more than computing, and a product of vectors less than a norm."""
+    buffer = torch.empty(max(piece.gradient.numel() for piece in pieces))
+    values = []
+    for piece in pieces:
+        out = buffer[: piece.gradient.numel()]
+        torch.maximum(piece.moment, piece.least, out=out)
+        torch.div(piece.gradient, out, out=out)
+        values.append(torch.dot(out, piece.gradient))
+    return values
 
 
 def has_second_moments(optimizer: torch.optim.Optimizer) -> bool:
@@ -129,8 +142,7 @@ def second_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.
         if not _is_on_device(step):
             num_steps = min(num_steps, float(step))
     having = [moment for moment in moments if moment is not None]
-    sums: Any = torch._foreach_norm(having, 1) if having else []
-    of_having = iter(_LEAST_SHARE / moment.numel() * total for moment, total in zip(having, sums, strict=True))
+    of_having = iter(_LEAST_SHARE * moment.mean(dtype=torch.float32) + _EPSILON**2 for moment in having)
     least = [None if moment is None else next(of_having) for moment in moments]
     return SecondMoments(moments, corrections, least, num_steps)
 
