@@ -64,11 +64,12 @@ def measure(case: Case, num_steps: int) -> Measured | None:
 
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """1 / (√v̂ + ε)² of each parameter (Kingma and Ba, Adam, 2015); nothing for SGD."""
+    """1 / v̂ of each parameter (Kingma and Ba, Adam, 2015), v̂ at least a hundredth of its mean; nothing for SGD."""
     if not isinstance(optimizer, torch.optim.Adam):
         return []
     states = [optimizer.state[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    return [((state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"]))).sqrt() + 1e-8) ** -2 for state in states]
+    moments = [state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"])) for state in states]
+    return [1 / moment.clamp_min(0.01 * float(moment.mean())) for moment in moments]
 
 
 def _summary(truth: Noise, readings: Sequence[Noise]) -> Measured:

@@ -134,8 +134,9 @@ def _truth(
 
 
 def _preconditioner(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor]:
-    """√v̂ + ε of each parameter (Kingma and Ba, Adam, 2015); nothing for SGD."""
+    """√v̂ of each parameter (Kingma and Ba, Adam, 2015), v̂ at least a hundredth of its mean; nothing for SGD."""
     if not isinstance(optimizer, torch.optim.Adam):
         return []
     states = [optimizer.state[parameter] for parameter in parameters]
-    return [(state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"]))).sqrt() + 1e-8 for state in states]
+    moments = [state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"])) for state in states]
+    return [moment.clamp_min(0.01 * float(moment.mean())).sqrt() for moment in moments]
