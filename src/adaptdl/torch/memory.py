@@ -10,6 +10,7 @@ process, as a job that is resumed does, and gets at most half as many samples in
 from __future__ import annotations
 
 import logging
+import traceback
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,8 +66,19 @@ def makes_do_with_less(session: ElasticSession, error: Exception) -> bool:
         broken = GroupBroken(f"out of memory with {micro.size} samples in one pass")
         for accumulator in session.sums.accumulators():
             accumulator.roll_back()
+    snapshot = write_snapshot(session.capture())
+    _let_go_of_frames(error)
+    if broken is not None:
         session.lose_group(broken)
-    session.restart_from(write_snapshot(session.capture()), broken)
+    session.restart_from(snapshot, broken)
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     return True
+
+
+def _let_go_of_frames(error: BaseException | None) -> None:
+    """Frees what the frames of the user's function hold: on a device memory, and the Reducers of its models. One that outlived
+    the group would wait for the group's threads while it holds the interpreter lock (see `ElasticSession.drop_group`)."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
