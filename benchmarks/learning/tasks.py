@@ -49,6 +49,18 @@ def _adamw(module: nn.Module, rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(module.parameters(), lr=rate)
 
 
+_ADAMW_TEXT = Task(
+    name="text",
+    problem=TEXT,
+    make_optimizer=_adamw,
+    rate=3e-3,
+    rates=(7.5e-4, 1.5e-3, 3e-3, 6e-3),
+    init_batch_size=4,
+    max_scale=8,
+    target=2.0,
+    interval=20,
+)
+
 PREDICTED = {
     "digits": Task(
         name="digits",
@@ -72,18 +84,8 @@ PREDICTED = {
         target=2.3,
         interval=20,
     ),
-    "text, AdamW": Task(
-        name="text, AdamW",
-        problem=TEXT,
-        make_optimizer=_adamw,
-        rate=3e-3,
-        rates=(7.5e-4, 1.5e-3, 3e-3, 6e-3),
-        init_batch_size=4,
-        max_scale=8,
-        target=2.0,
-        interval=20,
-        warm_up_steps=64,  # the optimizer's second moments have to settle
-    ),
+    # The optimizer's second moments have to settle.
+    "text, AdamW": dataclasses.replace(_ADAMW_TEXT, name="text, AdamW", warm_up_steps=64),
 }
 PREDICTED |= {
     f"{name}, slower": dataclasses.replace(task, name=f"{name}, slower", rate=task.rates[0], rates=())
@@ -104,16 +106,6 @@ TIMED = {
         by_accuracy=True,
         interval=20,
     ),
-    "text": Task(
-        name="text",
-        problem=TEXT,
-        make_optimizer=_adamw,
-        rate=3e-3,
-        rates=(7.5e-4, 1.5e-3, 3e-3, 6e-3),
-        init_batch_size=4,
-        max_scale=8,
-        target=2.0,
-        interval=20,
-    ),
+    "text": _ADAMW_TEXT,
 }
 """Tasks of `time_to_accuracy.py`."""

@@ -14,8 +14,10 @@ from adaptdl.torch.sampler import Step
 from adaptdl.torch.tuning import Batch
 
 
-def _steps(layout: Layout) -> list[Step]:
-    return [step for _, step in layout]
+def _shares(sampler: ElasticSampler, num_replicas: int, batch: Batch) -> list[list[Step]]:
+    """The rest of the pass, by rank."""
+    layouts = [Layout(sampler, rank=rank, num_replicas=num_replicas, batch=batch) for rank in range(num_replicas)]
+    return [[step for _, step in layout] for layout in layouts]
 
 
 history = st.lists(
@@ -32,9 +34,7 @@ def test_a_pass_is_the_permutation_whatever_the_history(
     segments = [*segments, (1, segments[-1][1], 0, num_samples + 1)]  # the rest of the pass
     for num_replicas, batch_size, accum_steps, num_steps in segments:
         batch = Batch(batch_size=batch_size, atomic_batch_size=batch_size, accum_steps=accum_steps)
-        shares = [
-            _steps(Layout(sampler, rank=rank, num_replicas=num_replicas, batch=batch)) for rank in range(num_replicas)
-        ]
+        shares = _shares(sampler, num_replicas, batch)
         for steps in list(zip(*shares, strict=True))[:num_steps]:
             assert len({(step.batch_size, len(step.parts), step.num_shares) for step in steps}) == 1
             sizes = [step.share for step in steps]
@@ -57,9 +57,7 @@ def test_global_batches_do_not_depend_on_the_replicas(n: int, batch_size: int, f
     def batches(num_replicas: int) -> list[list[int]]:
         sampler = ElasticSampler(n, shuffle=True, seed=1)
         batch = Batch(batch_size=batch_size, atomic_batch_size=batch_size)
-        shares = [
-            _steps(Layout(sampler, rank=rank, num_replicas=num_replicas, batch=batch)) for rank in range(num_replicas)
-        ]
+        shares = _shares(sampler, num_replicas, batch)
         return [[i for step in steps for part in step.parts for i in part] for steps in zip(*shares, strict=True)]
 
     assert batches(few) == batches(many)

@@ -134,7 +134,7 @@ class AdaptiveDataParallel(torch.nn.Module):
             return
         if micro.index == 0 and self._reducer is not None and (self._parts is None or self._parts.micro is not micro):
             self._watch_no_parts()
-            self._parts = self._reducer.watch_parts(micro, list(self.module.parameters()))
+            self._parts = self._reducer.watch_parts(micro, self.module.parameters())
         if micro.index == 0 or not self._is_dirty:
             return
         if self._parts is not None:

@@ -11,7 +11,7 @@ import torch
 from adaptdl.torch.loop import Micro
 from adaptdl.torch.second_moments import SecondMoments
 
-__all__ = ["PartNorms", "foreach_sqr"]
+__all__ = ["PartNorms"]
 
 _BATCH_ELEMENTS = 1 << 16
 """Gradients are held back, unless one is larger, until there are so many elements: small ones are dear one by one."""
@@ -59,7 +59,7 @@ class PartNorms:
             return
         gradients = [gradient for _, gradient in held]
         if self._moments is None:
-            self._sums.append(foreach_sqr(gradients))
+            self._sums.append(_foreach_sqr(gradients))
         else:
             self._sums.append(self._moments.of([index for index, _ in held]).sqr(gradients))
 
@@ -79,7 +79,7 @@ class PartNorms:
         return torch.stack(self._sums).sum() / self.micro.count
 
 
-def foreach_sqr(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def _foreach_sqr(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Squared norm of all `tensors` together, a tensor of one element."""
     norms: Any = torch._foreach_norm(list(tensors))
     return torch.stack([norm.float() for norm in norms]).square().sum()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -83,28 +83,28 @@ class GradientReducer:
         """Time from the launch of the last bucket to its end, in the last step: communication that nothing hides."""
 
     @property
-    def is_due(self) -> bool:
+    def _is_due(self) -> bool:
         """Whether norms should be taken in the step that runs; the same on all replicas."""
         if self._second_moments is None:
             return True
         return self._noise.num_samples < _DENSE_SAMPLES or self._num_unmeasured + 1 >= _SPARSE_STEPS
 
-    def watch_parts(self, micro: Micro, parameters: Sequence[torch.Tensor]) -> PartNorms | None:
+    def watch_parts(self, micro: Micro, parameters: Iterable[torch.Tensor]) -> PartNorms | None:
         """Before the first part of a step of several: measures each of them, if that is due and tells something."""
-        if self._group.num_replicas > 1 or micro.count < 2 or not self.is_due:
+        if self._group.num_replicas > 1 or micro.count < 2 or not self._is_due:
             return None
-        moments = None
+        watched, moments = list(parameters), None
         if self._second_moments is not None:
-            moments = self._second_moments(parameters)
+            moments = self._second_moments(watched)
             if moments is None or not moments.is_settled:
                 return None
-        return PartNorms(micro, parameters, moments)
+        return PartNorms(micro, watched, moments)
 
     def begin(self, micro: Micro | None, init_batch_size: int, loss_scale: float, parts: PartNorms | None) -> None:
         """The gradients of a step's last part begin to arrive; `parts`: measures it and those before."""
         self._sample = None
         self._num_unseen += 1
-        measures = parts is not None or (self.is_due and self._group.num_replicas > 1)
+        measures = parts is not None or (self._is_due and self._group.num_replicas > 1)
         self._num_unmeasured = 0 if measures else self._num_unmeasured + 1
         if micro is not None:
             self._sample = _Sample(

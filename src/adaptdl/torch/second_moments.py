@@ -31,17 +31,24 @@ _SETTLED_STEPS = 20
 small: the optimizer's first steps are not measured."""
 
 
+class _Moment(NamedTuple):
+    """Of one parameter."""
+
+    moment: torch.Tensor
+    """v."""
+    least: torch.Tensor
+    """What an element of it counts as at least, a tensor of one element."""
+    correction: Any
+    """1 − β₂ᵗ (Kingma and Ba, Adam, 2015, section 3), or 1 for optimizers that do not correct. A number, or a tensor of one
+    element where the optimizer counts its steps on the device."""
+
+
 @dataclass(frozen=True)
 class SecondMoments:
-    """v of some parameters, in their order, and for each of them what makes v̂ of it."""
+    """v of some parameters, in their order, with what makes v̂ of it."""
 
-    moments: Sequence[torch.Tensor | None]
+    moments: Sequence[_Moment | None]
     """None for a parameter that was never updated, which is left out of norms."""
-    corrections: Sequence[Any]
-    """1 − β₂ᵗ (Kingma and Ba, Adam, 2015, section 3), or 1 for optimizers that do not correct. Numbers, or tensors of one element
-    where the optimizer counts its steps on the device."""
-    least: Sequence[torch.Tensor | None]
-    """What an element of each counts as at least, a tensor of one element; None as above."""
     num_steps: float
     """Over which they were averaged, t; infinite where that is not known without waiting for a device."""
 
@@ -52,12 +59,7 @@ class SecondMoments:
 
     def of(self, indices: Sequence[int]) -> SecondMoments:
         """The same of these parameters alone."""
-        return SecondMoments(
-            [self.moments[index] for index in indices],
-            [self.corrections[index] for index in indices],
-            [self.least[index] for index in indices],
-            self.num_steps,
-        )
+        return SecondMoments([self.moments[index] for index in indices], self.num_steps)
 
     def sqr(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
         """Σ g² / v̂ over all elements of `gradients`, which are the parameters' in their order; float32 or wider."""
@@ -66,11 +68,10 @@ class SecondMoments:
         sums: list[torch.Tensor] = []
         batch: list[_Piece] = []
         num_in_batch = 0
-        for gradient, moment, correction, least in zip(
-            gradients, self.moments, self.corrections, self.least, strict=True
-        ):
-            if moment is None or least is None:
+        for gradient, of_parameter in zip(gradients, self.moments, strict=True):
+            if of_parameter is None:
                 continue
+            moment, least, correction = of_parameter
             flat, root = gradient.reshape(-1), moment.reshape(-1)
             for begin in range(0, flat.numel(), size):
                 piece = flat[begin : begin + size]
@@ -127,24 +128,22 @@ def second_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.
     if not optimizer.state:
         return None
     betas = _betas(optimizer)
-    moments: list[torch.Tensor | None] = []
-    corrections, num_steps = [], math.inf
+    moments: list[_Moment | None] = []
+    num_steps = math.inf
     for parameter in parameters:
         state = optimizer.state.get(parameter, {})
         name = next((name for name in _MOMENTS if name in state), None)
         if name is None:
             moments.append(None)
-            corrections.append(1.0)
             continue
-        moments.append(state[name].detach())
-        corrections.append(_correction(state, betas.get(parameter)) if name.endswith("exp_avg_sq") else 1.0)
+        moment = state[name].detach()
+        least = _LEAST_SHARE * moment.mean(dtype=torch.float32) + _EPSILON**2
+        correction = _correction(state, betas.get(parameter)) if name.endswith("exp_avg_sq") else 1.0
+        moments.append(_Moment(moment, least, correction))
         step = state.get("step", math.inf)
         if not _is_on_device(step):
             num_steps = min(num_steps, float(step))
-    having = [moment for moment in moments if moment is not None]
-    of_having = iter(_LEAST_SHARE * moment.mean(dtype=torch.float32) + _EPSILON**2 for moment in having)
-    least = [None if moment is None else next(of_having) for moment in moments]
-    return SecondMoments(moments, corrections, least, num_steps)
+    return SecondMoments(moments, num_steps)
 
 
 def _betas(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, float]:
