@@ -151,6 +151,27 @@ def varied(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def evaluates_first(config: dict[str, Any]) -> dict[str, Any]:
+    """Reallocations come in a validation loop in inference mode, which is where an epoch begins."""
+    train = adl.AdaptiveDataLoader(Numbers(40), batch_size=8, shuffle=True)
+    test = adl.AdaptiveDataLoader(Numbers(16), batch_size=8)
+    module = network()
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    model = adl.AdaptiveDataParallel(module, optimizer)
+    for _ in adl.remaining_epochs_until(config["epochs"]):
+        model.eval()
+        with torch.inference_mode():
+            for inputs, _, _ in test:
+                model(inputs)
+                stop_for_reallocations(config)
+        model.train()
+        for inputs, targets, _ in train:
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(model(inputs), targets).backward()
+            optimizer.step()
+    return {"parameters": parameters(module), "steps": adl.current_session().num_steps}
+
+
 def divides_by_its_batches(config: dict[str, Any]) -> dict[str, Any]:
     """Code between loops that does not like an empty loop."""
     train = adl.AdaptiveDataLoader(Numbers(40), batch_size=8)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from adaptdl.torch.warm_up import warm_up
 from tests.torch import functions
 from tests.torch.processes import Trial
 
@@ -129,6 +130,22 @@ def test_autocast_survives_reallocations() -> None:
     _, moved = run([1, 2], {"case": "autocast", "stops": [4]}, functions.varied)
     assert_close(moved[0]["parameters"], undisturbed["parameters"], 1e-2)
     assert moved[0]["parameters"] == moved[1]["parameters"]
+
+
+def test_what_is_made_in_a_validation_loop_in_inference_mode_serves_the_training() -> None:
+    _, [undisturbed] = run([1], {"epochs": 6}, functions.evaluates_first)
+    trial, moved = run([1, 3, 2], {"epochs": 6, "stops": [6, 21]}, functions.evaluates_first)
+    assert [switched.num_replicas for switched in trial.switches] == [1, 3, 2]
+    for result in moved:
+        assert result["steps"] == undisturbed["steps"] == 30
+        assert_close(result["parameters"], undisturbed["parameters"], 1e-10)
+
+
+def test_warming_up_does_not_mind_where_it_is_done() -> None:
+    with torch.no_grad():
+        warm_up.__wrapped__()
+    with torch.inference_mode():
+        warm_up.__wrapped__()
 
 
 def test_a_trial_moves_to_other_nodes_without_a_survivor() -> None:

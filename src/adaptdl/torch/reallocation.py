@@ -16,6 +16,7 @@ from adaptdl.plan import Member, Plan, Switched
 from adaptdl.torch.batch_choice import agree_on_batch
 from adaptdl.torch.group import Group, GroupBroken, communicating
 from adaptdl.torch.mailbox import Leave
+from adaptdl.torch.modes import in_no_mode
 from adaptdl.torch.transfer import broadcast_states, write_snapshot
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Pause:
     dropped: frozenset[str] = frozenset()
 
 
+@in_no_mode
 def switch(session: ElasticSession, plan: Plan) -> None:
     """Ends the generation of all old replicas; those that stay, or are parked and called back, return as members.
 
@@ -74,6 +76,7 @@ def switch(session: ElasticSession, plan: Plan) -> None:
         session.park()
 
 
+@in_no_mode
 def join(session: ElasticSession, plan: Plan) -> None:
     """Makes a newcomer, or a parked replica, part of `plan`. Returns without having joined if a newer order comes first.
 

@@ -10,11 +10,13 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from adaptdl.torch.group import Group
+from adaptdl.torch.modes import in_no_mode
 
 __all__ = ["warm_up"]
 
 
 @functools.cache
+@in_no_mode
 def warm_up() -> None:
     """Makes a process group (if there is none) and a DistributedDataParallel, and throws them away.
 
