@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from adaptdl.torch.loop import Micro
+from adaptdl.torch.norm_pace import NormPace
 from adaptdl.torch.part_norms import PartNorms
 from adaptdl.torch.second_moments import SecondMoments, second_moments
 
@@ -32,7 +33,7 @@ class Network(nn.Module):
 
 def watched(network: nn.Module, moments: SecondMoments | None, *, passes: int = 1) -> PartNorms:
     """Three parts, their gradients accumulated, each in `passes` backward passes."""
-    norms = PartNorms(micro(), list(network.parameters()), moments)
+    norms = PartNorms(micro(), list(network.parameters()), moments, NormPace())
     for part in parts():
         for _ in range(passes):
             network(part).backward()

@@ -257,6 +257,16 @@ class AdaptiveDataParallel(torch.nn.Module):
         if self._reducer is not None:
             self._reducer.give_sample(local, averaged)
 
+    @property
+    def norms_due_next(self) -> bool:
+        """Whether norms of gradients should be taken in the step after the one that begins."""
+        return self._reducer is not None and self._reducer.is_due_next
+
+    def set_norms_due(self, due: bool) -> None:
+        """Whether norms are to be taken in the step that comes."""
+        if self._reducer is not None:
+            self._reducer.is_due = due
+
     def rebuild_buckets(self) -> None:
         """What DistributedDataParallel does before a forward pass, if it wants to: it takes a collective."""
         if self._ddp is not None:

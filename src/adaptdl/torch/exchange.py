@@ -8,7 +8,8 @@ attention      1 on rank 0 if it has a notice for everybody
 left           1 if this replica has left the loop and only keeps the others company
 interrupted    1 if this replica was asked to stop (Ctrl-C)
 per model      1 if what follows is a usable sample; share-weighted squared norm of the local gradient, squared norm of the
-               averaged gradient / K, both of the step *before* (they are not known yet when the vector leaves)
+               averaged gradient / K, both of the step *before* (they are not known yet when the vector leaves); 1 on rank
+               0 if norms should be taken in the step after this one
 =============  ==========================================================================================
 """
 
@@ -24,7 +25,7 @@ from adaptdl.torch.group import Group
 
 __all__ = ["Exchanged", "StepExchange"]
 
-_NUM_FIXED, _NUM_PER_MODEL = 3, 3
+_NUM_FIXED, _NUM_PER_MODEL = 3, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class Exchanged:
     interrupted: bool
     samples: tuple[tuple[float, float] | None, ...]
     """Per model: share-weighted mean of local squared norms, squared norm of the average; None if a replica had none."""
+    norms_due: tuple[bool, ...]
+    """Per model."""
 
 
 class StepExchange:
@@ -59,12 +62,19 @@ class StepExchange:
         left: bool = False,
         interrupted: bool = False,
         samples: Sequence[tuple[float, float] | None] = (),
+        norms_due: Sequence[bool] = (),
     ) -> None:
-        """Starts an exchange; `samples`: this replica's of each model, if it has one."""
+        """Starts an exchange.
+
+        Args:
+            samples: this replica's of each model, if it has one.
+            norms_due: for each model, too; only rank 0's count.
+        """
         assert self._vector is None, "an exchange must be taken before the next one is launched"
         values = [float(attention), float(left), float(interrupted)]
-        for sample in samples:
+        for sample, due in zip(samples, norms_due, strict=True):
             values += (0.0, 0.0, 0.0) if sample is None else (1.0, *sample)
+            values.append(float(due and self._group.rank == 0))
         if self._group.num_replicas == 1:
             self._vector = values
         else:
@@ -79,7 +89,7 @@ class StepExchange:
                 with self._group.waiting():
                     self._work.wait()
             values = self._vector.tolist() if isinstance(self._vector, torch.Tensor) else self._vector
-            columns = (values[_NUM_FIXED + column :: _NUM_PER_MODEL] for column in range(_NUM_PER_MODEL))
+            *columns, norms_due = (values[_NUM_FIXED + column :: _NUM_PER_MODEL] for column in range(_NUM_PER_MODEL))
             self._result = Exchanged(
                 attention=values[0] > 0,
                 num_left=round(values[1]),
@@ -88,6 +98,7 @@ class StepExchange:
                     (local, averaged) if round(num_valid) == self._group.num_replicas else None
                     for num_valid, local, averaged in zip(*columns, strict=True)
                 ),
+                norms_due=tuple(due > 0 for due in norms_due),
             )
         return self._result
 

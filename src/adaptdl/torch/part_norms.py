@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from adaptdl.torch.loop import Micro
+from adaptdl.torch.norm_pace import NormPace
 from adaptdl.torch.second_moments import SecondMoments
 
 __all__ = ["PartNorms"]
@@ -25,10 +26,14 @@ class PartNorms:
         micro: the step's first part.
         parameters: at which gradients may arrive.
         moments: what the optimizer divides their gradients by; None if it does not.
+        pace: is told what it costs.
     """
 
-    def __init__(self, micro: Micro, parameters: Sequence[torch.Tensor], moments: SecondMoments | None) -> None:
+    def __init__(
+        self, micro: Micro, parameters: Sequence[torch.Tensor], moments: SecondMoments | None, pace: NormPace
+    ) -> None:
         self.micro = micro
+        self._pace = pace
         self._moments = moments
         self._num_arrived = [0] * len(parameters)
         self._held: list[tuple[int, torch.Tensor]] = []
@@ -58,10 +63,11 @@ class PartNorms:
         if not held:
             return
         gradients = [gradient for _, gradient in held]
-        if self._moments is None:
-            self._sums.append(_foreach_sqr(gradients))
-        else:
-            self._sums.append(self._moments.of([index for index, _ in held]).sqr(gradients))
+        with self._pace.spending():
+            if self._moments is None:
+                self._sums.append(_foreach_sqr(gradients))
+            else:
+                self._sums.append(self._moments.of([index for index, _ in held]).sqr(gradients))
 
     def remove(self) -> None:
         """Looks at no gradient any more."""

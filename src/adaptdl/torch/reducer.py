@@ -16,14 +16,11 @@ import torch.distributed as dist
 from adaptdl.torch.gradient_noise import GradientNoise
 from adaptdl.torch.group import Group
 from adaptdl.torch.loop import Micro
+from adaptdl.torch.norm_pace import NormPace
 from adaptdl.torch.part_norms import PartNorms
 from adaptdl.torch.second_moments import SecondMoments
 
 __all__ = ["GradientReducer"]
-
-_DENSE_SAMPLES, _SPARSE_STEPS = 100, 8
-"""Where norms are dear, as those that a second moment divides, they are taken in each step until there are so many samples, and
-then in one step of so many."""
 
 
 @dataclass
@@ -75,6 +72,9 @@ class GradientReducer:
         self._on_failure = on_failure
         self._under_way: dict[int, float] = {}
         """Buckets whose sum is awaited: index → monotonic time of the launch."""
+        self._pace = NormPace()
+        self.is_due = True
+        """Whether norms should be taken in the step that comes, or runs: the same on all replicas."""
         self._num_unmeasured = 0
         """Steps since norms were taken."""
         self._num_unseen = 0
@@ -83,28 +83,32 @@ class GradientReducer:
         """Time from the launch of the last bucket to its end, in the last step: communication that nothing hides."""
 
     @property
-    def _is_due(self) -> bool:
-        """Whether norms should be taken in the step that runs; the same on all replicas."""
+    def is_due_next(self) -> bool:
+        """As a step's gradients begin to arrive: whether norms should be taken in the step after it. On rank 0, which decides:
+        those that a second moment divides are dear, and others cost next to nothing."""
         if self._second_moments is None:
             return True
-        return self._noise.num_samples < _DENSE_SAMPLES or self._num_unmeasured + 1 >= _SPARSE_STEPS
+        num_without = 0 if self.is_due else self._num_unmeasured + 1
+        return num_without + 1 >= self._pace.steps_per_sample(self._noise.num_samples)
 
     def watch_parts(self, micro: Micro, parameters: Iterable[torch.Tensor]) -> PartNorms | None:
         """Before the first part of a step of several: measures each of them, if that is due and tells something."""
-        if self._group.num_replicas > 1 or micro.count < 2 or not self._is_due:
+        if self._group.num_replicas > 1 or micro.count < 2 or not self.is_due:
             return None
         watched, moments = list(parameters), None
         if self._second_moments is not None:
-            moments = self._second_moments(watched)
+            with self._pace.spending():
+                moments = self._second_moments(watched)
             if moments is None or not moments.is_settled:
                 return None
-        return PartNorms(micro, watched, moments)
+        return PartNorms(micro, watched, moments, self._pace)
 
     def begin(self, micro: Micro | None, init_batch_size: int, loss_scale: float, parts: PartNorms | None) -> None:
         """The gradients of a step's last part begin to arrive; `parts`: measures it and those before."""
         self._sample = None
+        self._pace.begin_step()
         self._num_unseen += 1
-        measures = parts is not None or (self._is_due and self._group.num_replicas > 1)
+        measures = parts is not None or (self.is_due and self._group.num_replicas > 1)
         self._num_unmeasured = 0 if measures else self._num_unmeasured + 1
         if micro is not None:
             self._sample = _Sample(
@@ -117,10 +121,11 @@ class GradientReducer:
         moments: SecondMoments | None = None
         gradients: list[torch.Tensor] = []
         if sample is not None and sample.measures and self._second_moments is not None:
-            gradients, moments = bucket.gradients(), self._second_moments(bucket.parameters())
+            with self._pace.spending():
+                gradients, moments = bucket.gradients(), self._second_moments(bucket.parameters())
             sample.measures = moments is not None and moments.is_settled
         if sample is not None and sample.measures:
-            sample.local.append(_sqr(buffer) if moments is None else moments.sqr(gradients))
+            sample.local.append(_sqr(buffer) if moments is None else self._scaled_sqr(moments, gradients))
         weight = 1 / self._group.num_replicas if micro is None else micro.weight
         if weight != 1.0:
             buffer.mul_(weight)
@@ -138,11 +143,15 @@ class GradientReducer:
             if sample is not None:
                 sample.telling.append(_sqr(result))
                 scaled = moments if sample.measures else None
-                sample.averaged.append(sample.telling[-1] if scaled is None else scaled.sqr(gradients))
+                sample.averaged.append(sample.telling[-1] if scaled is None else self._scaled_sqr(scaled, gradients))
                 sample.is_complete = is_last
             return result
 
         return self._sum(buffer, bucket.index(), reduced)
+
+    def _scaled_sqr(self, moments: SecondMoments, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        with self._pace.spending():
+            return moments.sqr(gradients)
 
     def zeros(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         """The communication hook of a replica that keeps the others company."""

@@ -695,17 +695,20 @@ class ElasticSession:
 
     def launch_exchange(self, *, left: bool = False) -> None:
         assert self.exchange is not None
+        models = self.models()
         self.exchange.launch(
             attention=not left and wants_attention(self),
             left=left,
             interrupted=self.mailbox.interrupted,
-            samples=[model.take_sample() for model in self.models()],
+            samples=[model.take_sample() for model in models],
+            norms_due=[model.norms_due_next for model in models],
         )
 
     def take_exchange(self) -> Exchanged:
         assert self.exchange is not None
         seen = self.exchange.take()
-        for model, sample in zip(self.models(), seen.samples, strict=False):
+        for model, sample, due in zip(self.models(), seen.samples, seen.norms_due, strict=False):
+            model.set_norms_due(due)
             if sample is not None:
                 model.give_sample(*sample)
         return seen

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 import adaptdl.torch as adl
-from adaptdl.torch import loader, reducer
+from adaptdl.torch import loader, norm_pace
 
 __all__ = ["Measured", "measure"]
 
@@ -44,7 +44,7 @@ def measure(config: dict[str, Any]) -> Measured:
     (passes of a step), bf16, groups (of parameters).
     """
     # Otherwise a single replica, and whoever has second moments, takes a sample in one step of eight: it would take as many more.
-    loader._SPLIT_EVERY = loader._SPLIT_EVERY_AT_FIRST = reducer._SPARSE_STEPS = 1
+    loader._SPLIT_EVERY = loader._SPLIT_EVERY_AT_FIRST = norm_pace._LONGEST_STEPS = 1
     return _measure(**config)
 
 

@@ -1,0 +1,62 @@
+"""How often to take norms that are dear."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["NormPace"]
+
+_SHARE = 0.01
+"""Of the time of training, for norms."""
+_DENSE_SAMPLES = 10
+"""So many come first, one in each step: without any, batch sizes cannot be chosen."""
+_LONGEST_STEPS = 32
+_REMEMBERED = 8
+"""Steps whose times are known; the median counts."""
+
+
+class NormPace:
+    """Watches what norms cost and what steps take, of one model in one generation: the former is to be a hundredth of the latter.
+
+    On a device that computes on its own, what is known of the cost is the time it takes to ask for it.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begun_at: float | None = None
+        self._spent_s = 0.0
+        self._costs_s: deque[float] = deque(maxlen=_REMEMBERED)
+        self._steps_s: deque[float] = deque(maxlen=_REMEMBERED)
+
+    def begin_step(self) -> None:
+        """The gradients of a step begin to arrive."""
+        now = self._clock()
+        if self._begun_at is not None:
+            self._steps_s.append(now - self._begun_at)
+        if self._spent_s > 0:
+            self._costs_s.append(self._spent_s)
+        self._begun_at, self._spent_s = now, 0.0
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """Around what takes norms."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._spent_s += self._clock() - began
+
+    def steps_per_sample(self, num_samples: int) -> int:
+        """Norms should be taken in one step of so many, after so many samples; ≥ 1."""
+        if num_samples < _DENSE_SAMPLES or not self._costs_s or not self._steps_s:
+            return 1
+        share = statistics.median(self._costs_s) / statistics.median(self._steps_s)
+        return min(_LONGEST_STEPS, max(1, math.ceil(share / _SHARE)))
