@@ -17,7 +17,7 @@ _DENSE_SAMPLES = 10
 """So many come first, one in each step: without any, batch sizes cannot be chosen."""
 _LONGEST_STEPS = 32
 _REMEMBERED = 8
-"""Steps whose times are known; the median counts."""
+"""Steps of which it is known what they took, or what norms cost in them."""
 
 
 class NormPace:
@@ -58,5 +58,5 @@ class NormPace:
         """Norms should be taken in one step of so many, after so many samples; ≥ 1."""
         if num_samples < _DENSE_SAMPLES or not self._costs_s or not self._steps_s:
             return 1
-        share = statistics.median(self._costs_s) / statistics.median(self._steps_s)
+        share = statistics.median(self._costs_s) / min(self._steps_s)  # between steps there may be a validation loop
         return min(_LONGEST_STEPS, max(1, math.ceil(share / _SHARE)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ __all__ = ["SecondMoments", "has_second_moments", "second_moments"]
 _MOMENTS = ("max_exp_avg_sq", "exp_avg_sq", "square_avg", "sum")
 """Names under which optimizers keep running squares of gradients (the Adam family, RMSprop, Adagrad)."""
 _EPSILON = 1e-8
-_MAX_PIECE, _PIECES = 1 << 16, 128
+_MAX_PIECE, _PIECES = 1 << 16, 64
 """Norms are taken in pieces of so many elements at most, and of so small a part of a bucket, as long as that is not tiny: what
 it takes in memory is a small share of the gradients."""
 _MIN_PIECE = 1 << 14
@@ -48,7 +48,7 @@ class SecondMoments:
     """v of some parameters, in their order, with what makes v̂ of it."""
 
     moments: Sequence[_Moment | None]
-    """None for a parameter that was never updated, which is left out of norms."""
+    """None for a parameter that was never updated, which is left out of norms; for all, if they are not settled."""
     num_steps: float
     """Over which they were averaged, t; infinite where that is not known without waiting for a device."""
 
@@ -63,26 +63,25 @@ class SecondMoments:
 
     def sqr(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
         """Σ g² / v̂ over all elements of `gradients`, which are the parameters' in their order; float32 or wider."""
-        total = sum(gradient.numel() for gradient in gradients)
-        size = max(_MIN_PIECE, min(_MAX_PIECE, total // _PIECES))
-        sums: list[torch.Tensor] = []
-        batch: list[_Piece] = []
-        num_in_batch = 0
-        for gradient, of_parameter in zip(gradients, self.moments, strict=True):
-            if of_parameter is None:
-                continue
-            moment, least, correction = of_parameter
-            flat, root = gradient.reshape(-1), moment.reshape(-1)
-            for begin in range(0, flat.numel(), size):
-                piece = flat[begin : begin + size]
-                if num_in_batch and num_in_batch + piece.numel() > size:
-                    sums.append(_sum(batch))
-                    batch, num_in_batch = [], 0
-                batch.append(_Piece(piece, root[begin : begin + size], least, correction))
-                num_in_batch += piece.numel()
-        if batch:
-            sums.append(_sum(batch))
-        return torch.stack(sums).sum() if sums else torch.zeros((), device=gradients[0].device)
+        pairs = [
+            (gradient, moment)
+            for gradient, moment in zip(gradients, self.moments, strict=True)
+            if moment is not None and gradient.numel()
+        ]
+        if not pairs:
+            return torch.zeros((), device=gradients[0].device)
+        total = sum(gradient.numel() for gradient, _ in pairs)
+        pieces = list(_pieces(pairs, max(_MIN_PIECE, min(_MAX_PIECE, total // _PIECES))))
+        if all(gradient.is_cpu and gradient.dtype == of.moment.dtype == torch.float32 for gradient, of in pairs):
+            sums = _sums_in_one_buffer(pieces)
+        else:
+            sums = _foreach_sums(pieces)
+        corrections = [piece.correction for piece in pieces]
+        if any(isinstance(correction, torch.Tensor) for correction in corrections):
+            factors = torch.stack([torch.as_tensor(value, device=sums.device) for value in corrections])
+        else:
+            factors = torch.tensor(corrections, dtype=sums.dtype, device=sums.device)
+        return torch.dot(sums, factors.to(sums.dtype))
 
 
 class _Piece(NamedTuple):
@@ -94,28 +93,52 @@ class _Piece(NamedTuple):
     correction: Any
 
 
-def _sum(pieces: Sequence[_Piece]) -> torch.Tensor:
-    values: Any
-    if all(piece.gradient.is_cpu and piece.gradient.dtype == piece.moment.dtype == torch.float32 for piece in pieces):
-        values = _quotients_in_one_buffer(pieces)
-    else:
-        divisors: Any = torch._foreach_maximum([piece.moment for piece in pieces], [piece.least for piece in pieces])
-        values = torch._foreach_div([piece.gradient for piece in pieces], divisors)
-        torch._foreach_mul_(values, [piece.gradient for piece in pieces])
-        values = torch._foreach_norm(values, 1)  # none is negative
-    return torch.stack([value.float() * piece.correction for value, piece in zip(values, pieces, strict=True)]).sum()
+def _pieces(pairs: Sequence[tuple[torch.Tensor, _Moment]], size: int) -> Iterator[_Piece]:
+    """Gradients and what divides them, in pieces of so many elements at most."""
+    for gradient, (moment, least, correction) in pairs:
+        flat, divisor = gradient.reshape(-1), moment.reshape(-1)
+        if flat.numel() <= size:
+            yield _Piece(flat, divisor, least, correction)
+        else:
+            for piece, divisor_piece in zip(flat.split(size), divisor.split(size), strict=True):
+                yield _Piece(piece, divisor_piece, least, correction)
 
 
-def _quotients_in_one_buffer(pieces: Sequence[_Piece]) -> list[torch.Tensor]:
+def _sums_in_one_buffer(pieces: Sequence[_Piece]) -> torch.Tensor:
     """Σ g² / v of each. On a CPU new memory costs more than computing, and a product of vectors less than a norm."""
-    buffer = torch.empty(max(piece.gradient.numel() for piece in pieces))
-    values = []
+    size = max(piece.gradient.numel() for piece in pieces)
+    buffer = torch.empty(size)
+    sums = []
+    for gradient, moment, least, _ in pieces:
+        out = buffer if gradient.numel() == size else buffer[: gradient.numel()]
+        torch.maximum(moment, least, out=out)
+        torch.div(gradient, out, out=out)
+        sums.append(torch.dot(out, gradient))
+    return torch.stack(sums)
+
+
+def _foreach_sums(pieces: Sequence[_Piece]) -> torch.Tensor:
+    """The same by calls for as many pieces as are together not larger than the largest: on a device, calls are dear."""
+    size = max(piece.gradient.numel() for piece in pieces)
+    sums: list[torch.Tensor] = []
+    batch: list[_Piece] = []
+    num_in_batch = 0
     for piece in pieces:
-        out = buffer[: piece.gradient.numel()]
-        torch.maximum(piece.moment, piece.least, out=out)
-        torch.div(piece.gradient, out, out=out)
-        values.append(torch.dot(out, piece.gradient))
-    return values
+        if batch and num_in_batch + piece.gradient.numel() > size:
+            sums += _foreach_sums_of_batch(batch)
+            batch, num_in_batch = [], 0
+        batch.append(piece)
+        num_in_batch += piece.gradient.numel()
+    return torch.stack(sums + _foreach_sums_of_batch(batch))
+
+
+def _foreach_sums_of_batch(pieces: Sequence[_Piece]) -> list[torch.Tensor]:
+    gradients = [piece.gradient for piece in pieces]
+    values: Any = torch._foreach_maximum([piece.moment for piece in pieces], [piece.least for piece in pieces])
+    values = torch._foreach_div(gradients, values)
+    torch._foreach_mul_(values, gradients)
+    values = torch._foreach_norm(values, 1)  # none is negative
+    return [value.float() for value in values]
 
 
 def has_second_moments(optimizer: torch.optim.Optimizer) -> bool:
@@ -127,11 +150,14 @@ def second_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.
     """What `optimizer` has of these parameters; None before its first step."""
     if not optimizer.state:
         return None
+    states = [optimizer.state.get(parameter, {}) for parameter in parameters]
+    steps = [state.get("step", math.inf) for state in states]
+    num_steps = min((float(step) for step in steps if not _is_on_device(step)), default=math.inf)
+    if num_steps < _SETTLED_STEPS:
+        return SecondMoments([None] * len(states), num_steps)
     betas = _betas(optimizer)
     moments: list[_Moment | None] = []
-    num_steps = math.inf
-    for parameter in parameters:
-        state = optimizer.state.get(parameter, {})
+    for parameter, state in zip(parameters, states, strict=True):
         name = next((name for name in _MOMENTS if name in state), None)
         if name is None:
             moments.append(None)
@@ -140,9 +166,6 @@ def second_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.
         least = _LEAST_SHARE * moment.mean(dtype=torch.float32) + _EPSILON**2
         correction = _correction(state, betas.get(parameter)) if name.endswith("exp_avg_sq") else 1.0
         moments.append(_Moment(moment, least, correction))
-        step = state.get("step", math.inf)
-        if not _is_on_device(step):
-            num_steps = min(num_steps, float(step))
     return SecondMoments(moments, num_steps)
 
 
