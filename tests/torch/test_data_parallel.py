@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,34 @@ def test_mistakes_with_the_optimizer_are_told() -> None:
         adl.AdaptiveDataParallel(module, 3)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="scaling_rule must be"):
         adl.AdaptiveDataParallel(module, torch.optim.SGD(module.parameters(), lr=0.1), scaling_rule=2)  # type: ignore[arg-type]
+
+
+def test_closures_are_refused() -> None:
+    module = linear()
+    with pytest.raises(UsageError, match="must do without a closure, but LBFGS does not"):
+        adl.AdaptiveDataParallel(module, torch.optim.LBFGS(module.parameters()))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    model = adl.AdaptiveDataParallel(module, optimizer)
+    for step in (lambda: optimizer.step(lambda: 0.0), lambda: optimizer.step(closure=lambda: 0.0)):
+        with pytest.raises(UsageError, match="cannot take a closure"):
+            step()
+    optimizer.step(closure=None)
+    assert model.module is module
+
+
+def test_a_scheduler_made_after_the_model_works_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    module = linear()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    model = adl.AdaptiveDataParallel(module, optimizer)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    for inputs, targets in adl.AdaptiveDataLoader(data(), batch_size=16):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(inputs), targets).backward()
+        optimizer.step()
+    scheduler.step()
+    assert scheduler.get_last_lr() == [0.05]
+    assert copy.deepcopy(optimizer).param_groups[0]["lr"] == 0.05
+    assert not [warning for warning in recwarn if "lr_scheduler" in str(warning.message)]
 
 
 def test_two_models_of_one_name_are_refused_and_of_two_are_not() -> None:

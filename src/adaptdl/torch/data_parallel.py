@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import types
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,11 @@ from adaptdl.torch.warm_up import warm_up
 
 __all__ = ["AdaptiveDataParallel"]
 
+_NO_CLOSURES = (
+    "optimizer.step cannot take a closure: whether a step is made at all depends on the passes of all replicas before it; call "
+    "loss.backward() first and then optimizer.step()"
+)
+
 
 class AdaptiveDataParallel(torch.nn.Module):
     """Wraps a model and its optimizer, as torch's DistributedDataParallel wraps a model.
@@ -48,8 +54,8 @@ class AdaptiveDataParallel(torch.nn.Module):
         find_unused_parameters: as DistributedDataParallel has it.
 
     Raises:
-        UsageError: the optimizer has no parameter of the model, the name is taken, `scaling_rule` is not one, or a module of
-            the model gives sparse gradients.
+        UsageError: the optimizer has no parameter of the model or needs a closure, the name is taken, `scaling_rule` is not
+            one, or a module of the model gives sparse gradients. Its ``step`` raises it if it is given a closure.
     """
 
     module: torch.nn.Module
@@ -171,23 +177,27 @@ class AdaptiveDataParallel(torch.nn.Module):
         step, zero_grad = optimizer.step, optimizer.zero_grad
 
         @functools.wraps(step)
-        def scaled_step(*args: Any, **kwargs: Any) -> Any:
+        def scaled_step(_: Any, *args: Any, **kwargs: Any) -> Any:
+            if args or kwargs.get("closure") is not None:
+                raise UsageError(_NO_CLOSURES)
             model = ref()
-            return step(*args, **kwargs) if model is None else model._step(step, args, kwargs)
+            return step() if model is None else model._step(step)
 
         @functools.wraps(zero_grad)
-        def guarded_zero_grad(*args: Any, **kwargs: Any) -> None:
+        def guarded_zero_grad(_: Any, *args: Any, **kwargs: Any) -> None:
             model = ref()
             if model is None or not model._is_dirty:
                 zero_grad(*args, **kwargs)
 
-        optimizer.step, optimizer.zero_grad = scaled_step, guarded_zero_grad
+        # Methods: a learning-rate scheduler that is made later takes them apart to wrap them again.
+        optimizer.step = types.MethodType(scaled_step, optimizer)
+        optimizer.zero_grad = types.MethodType(guarded_zero_grad, optimizer)
         if self._lr_scheduler is not None:
             _skip_while_accumulating(self._lr_scheduler, ["step"], self._session)
         if self._mp_scaler is not None:
             _skip_while_accumulating(self._mp_scaler, ["step", "unscale_", "update"], self._session)
 
-    def _step(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _step(self, step: Callable[[], Any]) -> Any:
         session = self._session
         if session.is_accumulating:
             return None
@@ -199,13 +209,13 @@ class AdaptiveDataParallel(torch.nn.Module):
             return None
         factor = self.lr_factor
         if factor == 1.0:
-            return step(*args, **kwargs)
+            return step()
         groups = self._optimizer.param_groups
         rates = [group["lr"] for group in groups]
         try:
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate * factor
-            return step(*args, **kwargs)
+            return step()
         finally:
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate
@@ -398,6 +408,8 @@ def _check(model: Any, optimizer: Any) -> None:
         raise UsageError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UsageError(f"optimizer must be a torch.optim.Optimizer, but got {type(optimizer).__name__}")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UsageError(f"the optimizer must do without a closure, but LBFGS does not: {_NO_CLOSURES}")
     sparse = [name for name, module in model.named_modules() if getattr(module, "sparse", False) is True]
     if sparse:
         raise UsageError(
