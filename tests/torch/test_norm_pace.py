@@ -29,13 +29,20 @@ def train(pace: NormPace, clock: Clock, *, num_steps: int, step_s: float, cost_s
     return num_samples
 
 
-@pytest.mark.parametrize(("cost_s", "steps_per_sample"), [(0.0005, 1), (0.0039, 4), (0.0195, 20), (1.0, 32)])
+@pytest.mark.parametrize(("cost_s", "steps_per_sample"), [(0.0005, 1), (0.0039, 4), (0.0069, 7)])
 def test_norms_take_a_hundredth_of_the_time_but_for_the_first(cost_s: float, steps_per_sample: int) -> None:
     clock = Clock()
     pace = NormPace(clock)
     num_samples = train(pace, clock, num_steps=3200, step_s=0.1, cost_s=cost_s)
-    assert num_samples == pytest.approx(10 + (3200 - 10) / steps_per_sample, abs=6)
-    assert pace.steps_per_sample(9) == 1
+    assert num_samples == pytest.approx(20 + (3200 - 20) / steps_per_sample, abs=6)
+    assert pace.steps_per_sample(19) == 1
+
+
+def test_most_is_learned_early_however_dear_it_is() -> None:
+    clock = Clock()
+    pace = NormPace(clock)
+    train(pace, clock, num_steps=100, step_s=0.1, cost_s=0.1)
+    assert [pace.steps_per_sample(number) for number in (0, 20, 160, 400, 640, 10_000)] == [1, 8, 8, 20, 32, 32]
 
 
 def test_one_long_step_is_not_taken_for_many() -> None:

@@ -13,9 +13,11 @@ __all__ = ["NormPace"]
 
 _SHARE = 0.01
 """Of the time of training, for norms."""
-_DENSE_SAMPLES = 10
+_DENSE_SAMPLES = 20
 """So many come first, one in each step: without any, batch sizes cannot be chosen."""
-_LONGEST_STEPS = 32
+_LONGEST_STEPS, _LONGEST_STEPS_AT_FIRST, _SAMPLES_PER_STEP = 32, 8, 20
+"""However dear they are, there is one in so few steps: a step more for each of so many samples, from the fewest to the most. Most
+is to be learned early, when there are few samples, and gradients change fast."""
 _REMEMBERED = 8
 """Steps of which it is known what they took, or what norms cost in them."""
 
@@ -59,4 +61,5 @@ class NormPace:
         if num_samples < _DENSE_SAMPLES or not self._costs_s or not self._steps_s:
             return 1
         share = statistics.median(self._costs_s) / min(self._steps_s)  # between steps there may be a validation loop
-        return min(_LONGEST_STEPS, max(1, math.ceil(share / _SHARE)))
+        longest = min(_LONGEST_STEPS, max(_LONGEST_STEPS_AT_FIRST, num_samples // _SAMPLES_PER_STEP))
+        return min(longest, max(1, math.ceil(share / _SHARE)))
