@@ -308,6 +308,11 @@ class AdaptiveDataParallel(torch.nn.Module):
         init_batch_size = session.init_batch_size
         return None if init_batch_size is None else self._noise.grad_params(init_batch_size)
 
+    @property
+    def num_noise_samples(self) -> int:
+        """Steps of which gradient norms were taken."""
+        return self._noise.num_samples
+
     def _take_over_from_rank_0(self, group: Group) -> None:
         states = broadcast_states(group, self._state.state_dict() if group.rank == 0 else None)
         if group.rank != 0:

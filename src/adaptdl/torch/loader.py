@@ -17,6 +17,7 @@ from adaptdl.goodput import BatchSizeBounds
 from adaptdl.torch.group import Group
 from adaptdl.torch.layout import Layout
 from adaptdl.torch.loop import Action, Loop, Micro
+from adaptdl.torch.norm_pace import longest_steps_per_sample
 from adaptdl.torch.parting import lost_positions
 from adaptdl.torch.registry import State
 from adaptdl.torch.sampler import ElasticSampler
@@ -25,8 +26,8 @@ from adaptdl.torch.tuning import Batch, fit_to
 __all__ = ["AdaptiveDataLoader"]
 
 
-_SPLIT_EVERY_AT_FIRST, _SPLIT_EVERY = 4, 8
-"""Steps per step of two parts, before and after there are gradient statistics."""
+_SPLIT_EVERY_AT_FIRST = 4
+"""Steps per step of two parts, before there are gradient statistics."""
 
 
 class AdaptiveDataLoader(State):
@@ -339,7 +340,9 @@ class AdaptiveDataLoader(State):
         low = (self.bounds.local_bsz_bounds or (1, 1))[0]
         if not self.is_adaptive or self.session.num_replicas > 1 or batch.batch_size < 2 * low:
             return None
-        return _SPLIT_EVERY if self.session.grad_params is not None else _SPLIT_EVERY_AT_FIRST
+        if self.session.grad_params is None:
+            return _SPLIT_EVERY_AT_FIRST
+        return longest_steps_per_sample(self.session.num_noise_samples)
 
     # -- what survives ------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["NormPace"]
+__all__ = ["NormPace", "longest_steps_per_sample"]
 
 _SHARE = 0.01
 """Of the time of training, for norms."""
@@ -20,6 +20,11 @@ _LONGEST_STEPS, _LONGEST_STEPS_AT_FIRST, _SAMPLES_PER_STEP = 32, 8, 20
 is to be learned early, when there are few samples, and gradients change fast."""
 _REMEMBERED = 8
 """Steps of which it is known what they took, or what norms cost in them."""
+
+
+def longest_steps_per_sample(num_samples: int) -> int:
+    """A sample should be taken in one step of so many at least, however dear it is, after so many samples."""
+    return min(_LONGEST_STEPS, max(_LONGEST_STEPS_AT_FIRST, num_samples // _SAMPLES_PER_STEP))
 
 
 class NormPace:
@@ -61,5 +66,4 @@ class NormPace:
         if num_samples < _DENSE_SAMPLES or not self._costs_s or not self._steps_s:
             return 1
         share = statistics.median(self._costs_s) / min(self._steps_s)  # between steps there may be a validation loop
-        longest = min(_LONGEST_STEPS, max(_LONGEST_STEPS_AT_FIRST, num_samples // _SAMPLES_PER_STEP))
-        return min(longest, max(1, math.ceil(share / _SHARE)))
+        return min(longest_steps_per_sample(num_samples), max(1, math.ceil(share / _SHARE)))

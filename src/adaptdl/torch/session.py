@@ -693,6 +693,12 @@ class ElasticSession:
         models = self.models()
         return models[0].grad_params(self) if models else None
 
+    @property
+    def num_noise_samples(self) -> int:
+        """Steps from which they were estimated."""
+        models = self.models()
+        return models[0].num_noise_samples if models else 0
+
     def launch_exchange(self, *, left: bool = False) -> None:
         assert self.exchange is not None
         models = self.models()

@@ -44,7 +44,7 @@ def measure(config: dict[str, Any]) -> Measured:
     (passes of a step), bf16, groups (of parameters).
     """
     # Otherwise a single replica, and whoever has second moments, takes a sample in one step of eight: it would take as many more.
-    loader._SPLIT_EVERY = loader._SPLIT_EVERY_AT_FIRST = norm_pace._LONGEST_STEPS = 1
+    loader._SPLIT_EVERY_AT_FIRST = norm_pace._LONGEST_STEPS = 1
     return _measure(**config)
 
 
