@@ -1,7 +1,7 @@
 # make demo | test | check | bench. The first of them makes the virtual environment, .venv, with what it needs.
 
 PYTHON ?= python3
-PIP_FLAGS ?= --quiet --quiet --disable-pip-version-check --progress-bar off --no-compile
+PIP_FLAGS ?= --quiet --quiet --disable-pip-version-check --progress-bar off
 TEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
