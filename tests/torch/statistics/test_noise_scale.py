@@ -12,7 +12,7 @@ from tests.torch.statistics.known_noise import measure
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 CASES: dict[str, dict[str, Any]] = {
-    "linear": {"network": "linear"},
+    "linear": {"network": "linear", "local_batch": 64},
     "Adam": {"network": "tanh", "optimizer": "Adam", "local_batch": 64},
     "bf16, two groups": {"network": "tanh", "groups": 2, "bf16": True},
     "accumulating 3": {"network": "tanh", "num_parts": 4},
