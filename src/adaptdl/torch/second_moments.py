@@ -71,11 +71,12 @@ class SecondMoments:
         if not pairs:
             return torch.zeros((), device=gradients[0].device)
         total = sum(gradient.numel() for gradient, _ in pairs)
-        pieces = list(_pieces(pairs, max(_MIN_PIECE, min(_MAX_PIECE, total // _PIECES))))
+        size = max(_MIN_PIECE, min(_MAX_PIECE, total // _PIECES))
+        pieces = list(_pieces(pairs, size))
         if all(gradient.is_cpu and gradient.dtype == of.moment.dtype == torch.float32 for gradient, of in pairs):
             sums = _sums_in_one_buffer(pieces)
         else:
-            sums = _foreach_sums(pieces)
+            sums = _foreach_sums(pieces, size)
         corrections = [piece.correction for piece in pieces]
         if any(isinstance(correction, torch.Tensor) for correction in corrections):
             factors = torch.stack([torch.as_tensor(value, device=sums.device) for value in corrections])
@@ -117,9 +118,8 @@ def _sums_in_one_buffer(pieces: Sequence[_Piece]) -> torch.Tensor:
     return torch.stack(sums)
 
 
-def _foreach_sums(pieces: Sequence[_Piece]) -> torch.Tensor:
-    """The same by calls for as many pieces as are together not larger than the largest: on a device, calls are dear."""
-    size = max(piece.gradient.numel() for piece in pieces)
+def _foreach_sums(pieces: Sequence[_Piece], size: int) -> torch.Tensor:
+    """The same by calls for as many pieces as have so many elements together: on a device, calls are dear."""
     sums: list[torch.Tensor] = []
     batch: list[_Piece] = []
     num_in_batch = 0

@@ -43,7 +43,7 @@ def measure(config: dict[str, Any]) -> Measured:
     Config: num_steps; local_batch (samples in one pass); network ("linear" or "tanh"), optimizer ("SGD" or "Adam"), num_parts
     (passes of a step), bf16, groups (of parameters).
     """
-    # Otherwise a single replica, and whoever has second moments, takes a sample in one step of eight: it would take as many more.
+    # Otherwise a single replica, and whoever has second moments, takes a sample in one step of 8 to 32, and needs as many more.
     loader._SPLIT_EVERY_AT_FIRST = norm_pace._LONGEST_STEPS = 1
     return _measure(**config)
 
