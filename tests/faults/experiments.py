@@ -157,6 +157,11 @@ def vault_of(trial: Trial) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
+def states_of(trial: Trial) -> list[str]:
+    """The names of the complete states in a trial's vault, the newest last; what is being written is not one yet."""
+    return [name for name in vault_of(trial) if name.endswith(".zip")]
+
+
 def check_results(results: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     """Every result once, in order, and with the parameters of the undisturbed run."""
     numbers = [result["training_iteration"] for result in results]

@@ -25,6 +25,7 @@ from tests.faults.experiments import (
     logged,
     regression,
     run,
+    states_of,
     undisturbed,
     vault_of,
     wait_until,
@@ -55,9 +56,9 @@ class KillsWithAResultOnItsWay(Callback):
         if self._trial is None:
             return
         trial, self._trial = self._trial, None
-        before = set(vault_of(trial))
+        before = set(states_of(trial))
         wait_until(
-            lambda: set(vault_of(trial)) - before, "a state that was kept while Tune does not look", timeout_s=20
+            lambda: set(states_of(trial)) - before, "a state that was kept while Tune does not look", timeout_s=20
         )
         os.kill(self.pids[0], signal.SIGKILL)
 

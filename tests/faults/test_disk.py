@@ -25,6 +25,7 @@ from tests.faults.experiments import (
     logged,
     regression,
     run,
+    states_of,
     undisturbed,
     vault_of,
     wait_until,
@@ -48,18 +49,24 @@ class FullDisk(Callback):
     def __init__(self, first: int, last: int) -> None:
         self._first, self._last = first, last
         self.pid = 0
-        self.kept: list[set[str]] = []
+        self.kept: list[list[str]] = []
+        """The states that lay there after each result since a write was refused."""
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Trial, result: dict[str, Any], **info: Any) -> None:
         number, self.pid = result["training_iteration"], result["pid"]
         if number == self._first:
-            wait_until(lambda: len(vault_of(trial)) >= 2, "two states in the vault")
+            wait_until(lambda: len(states_of(trial)) >= 2, "two states in the vault")
             resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
         if number == self._last:
-            wait_until(lambda: any("state of trial" in line for line in said_by(self.pid)), "the vault to be refused")
+            wait_until(self._has_refused, "the vault to be refused")
+        if self._first < number <= self._last and self._has_refused():
+            self.kept.append(states_of(trial))
+        if number == self._last:
             resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        if self._first < number <= self._last:
-            self.kept.append({name for name in vault_of(trial) if name.endswith(".zip")})
+
+    def _has_refused(self) -> bool:
+        """A write that had begun before may still have come to its end until then."""
+        return any("state of trial" in line for line in said_by(self.pid))
 
 
 def test_a_full_disk_is_one_warning_and_training_goes_on(tmp_path: Path) -> None:
@@ -93,15 +100,15 @@ class Damages(Callback):
     def __init__(self, damage: Callable[[Path], None], *, all_of_them: bool = False) -> None:
         self._damage, self._all = damage, all_of_them
         self.paths: list[Path] = []
+        """Of the states that lay there, the newest last."""
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Trial, result: dict[str, Any], **info: Any) -> None:
-        if self.paths or result["training_iteration"] < 6 or len(vault_of(trial)) < 2:
+        if self.paths or result["training_iteration"] < 6 or len(states_of(trial)) < 2:
             return
         os.kill(result["pid"], signal.SIGKILL)
         wait_until(lambda: not is_alive(result["pid"]), "the coordinator to be gone")
-        states = [name for name in vault_of(trial) if name.endswith(".zip")]
         assert trial.storage is not None
-        self.paths = [Path(trial.storage.trial_fs_path, ".adaptdl", name) for name in states]
+        self.paths = [Path(trial.storage.trial_fs_path, ".adaptdl", name) for name in states_of(trial)]
         for path in self.paths if self._all else self.paths[-1:]:
             self._damage(path)
 
@@ -118,7 +125,7 @@ def test_the_state_before_a_damaged_one_is_used(tmp_path: Path) -> None:
     check_results(watches.results, expected)
     check_results(logged(trial), expected)
     (warning,) = [line for line in said_by(watches.results[-1]["pid"]) if "instead" in line]
-    assert re.search(f"{damages.paths[1].name}.* is damaged.*goes on from .*{damages.paths[0].name} instead", warning)
+    assert re.search(f"{damages.paths[-1].name}.* is damaged.*goes on from .*{damages.paths[-2].name} instead", warning)
     assert vault_of(trial) == []
 
 
@@ -130,7 +137,7 @@ def test_a_trial_of_which_nothing_can_be_read_ends_with_an_error_that_says_what_
     assert error.count("no saved state of trial") == 2  # every time that Tune has started it
     assert all(str(path) in error for path in damages.paths)
     assert "Bring back a good copy, or remove" in error
-    assert len(vault_of(trial)) == 2  # still there, for whoever can mend them
+    assert states_of(trial) == [path.name for path in damages.paths]  # still there, for whoever can mend them
 
 
 def test_the_state_of_another_model_is_one_error_and_no_restarts(tmp_path: Path) -> None:
