@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PIP_FLAGS ?= --quiet --quiet --disable-pip-version-check --progress-bar off
 TEST_ARGS ?=
+TEST_PROCESSES ?= 2
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
@@ -15,8 +16,9 @@ STAMP := .venv/.stamp
 demo: $(STAMP)
 	@$(BIN)/python examples/hyperopt_example.py $(DEMO_ARGS)
 
+# Files side by side: a test that starts processes keeps one CPU busy, rarely two.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q $(TEST_ARGS)
+	@$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile $(TEST_ARGS)
 
 check: $(STAMP)
 	@$(BIN)/ruff check .
