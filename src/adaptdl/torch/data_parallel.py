@@ -16,6 +16,7 @@ from torch.utils import _pytree
 from adaptdl.errors import SnapshotError, UsageError
 from adaptdl.goodput import GradParams
 from adaptdl.torch.ambient import current_session
+from adaptdl.torch.exchange import Carrier
 from adaptdl.torch.gradient_noise import GradientNoise
 from adaptdl.torch.group import Group, GroupBroken, communicating
 from adaptdl.torch.memory import is_out_of_memory
@@ -122,11 +123,17 @@ class AdaptiveDataParallel(torch.nn.Module):
         return output
 
     def _buckets_agreed(self) -> bool:
-        """What DistributedDataParallel would do first, and raise from the user's forward pass: agree on buckets."""
+        """What DistributedDataParallel would do first, and raise from the user's forward pass: agree on buckets. For all models
+        at once, before any other collective of the step, as a replica that has left the loop does (`parting`)."""
+        session = self._session
+        if session.micro is not None and session.agreed_in is session.micro:
+            return True
+        session.agreed_in = session.micro
         try:
-            self.rebuild_buckets()
+            for model in session.models():
+                model.rebuild_buckets()
         except GroupBroken as error:
-            self._session.note_broken(error)
+            session.note_broken(error)
             return False
         return True
 
@@ -237,7 +244,9 @@ class AdaptiveDataParallel(torch.nn.Module):
             return
         warm_up()
         moments = functools.partial(second_moments, self._optimizer) if has_second_moments(self._optimizer) else None
-        self._reducer = GradientReducer(group, self._noise, moments, self._session.note_broken)
+        exchange = self._session.exchange
+        assert exchange is not None
+        self._reducer = GradientReducer(group, exchange, self._noise, moments, self._session.note_broken)
         ddp = DistributedDataParallel(
             self.module,
             forward_sync_buffers=False,
@@ -271,6 +280,11 @@ class AdaptiveDataParallel(torch.nn.Module):
     def norms_due_next(self) -> bool:
         """Whether norms of gradients should be taken in the step after the one that begins."""
         return self._reducer is not None and self._reducer.is_due_next
+
+    @property
+    def carrier(self) -> Carrier | None:
+        """What its gradients were in the last step of this generation, if they can carry an exchange."""
+        return None if self._reducer is None else self._reducer.carrier
 
     def set_norms_due(self, due: bool) -> None:
         """Whether norms are to be taken in the step that comes."""
@@ -322,10 +336,13 @@ class AdaptiveDataParallel(torch.nn.Module):
         session, reducer = self._session, self._reducer
         assert reducer is not None
         if session.is_matching:
-            return reducer.zeros(bucket)
+            was_carried, session.was_carried = session.was_carried, False
+            return reducer.unsummed(bucket) if was_carried else reducer.zeros(bucket)
         if session.is_broken:
             return reducer.unsummed(bucket)
         if bucket.index() == 0:
+            if session.num_replicas > 1:
+                reducer.carrier = Carrier.of(bucket)
             session.on_first_bucket(self)
             scale = self._mp_scaler.get_scale() if self._mp_scaler is not None else 1.0
             parts, self._parts = self._parts, None

@@ -7,10 +7,21 @@ The vector is summed over the replicas. Its entries:
 attention      1 on rank 0 if it has a notice for everybody
 left           1 if this replica has left the loop and only keeps the others company
 interrupted    1 if this replica was asked to stop (Ctrl-C)
+carried        1 if gradients of this replica are in the same collective
+carrier        1 if this replica's gradients can carry the exchange after this one
 per model      1 if what follows is a usable sample; share-weighted squared norm of the local gradient, squared norm of the
                averaged gradient / K, both of the step *before* (they are not known yet when the vector leaves); 1 on rank
                0 if norms should be taken in the step after this one
 =============  ==========================================================================================
+
+A collective takes as long for three numbers as for a thousand, and the step of a tiny model not much longer. So where all
+gradients are one small bucket, the exchange travels at its end, and there is one collective in a step, as without any exchange::
+
+    ALONE --all said carrier--> CARRIED --one did not--> ALONE
+
+What was said in one exchange holds for the next one, so that all replicas, wherever they are, launch the same collective: one
+that has no gradients (it has left the loop, or begins one) sends zeros in their place. If nobody's gradients are in it after all
+(there are more models now), they follow by themselves.
 """
 
 from __future__ import annotations
@@ -23,9 +34,27 @@ import torch.distributed as dist
 
 from adaptdl.torch.group import Group
 
-__all__ = ["Exchanged", "StepExchange"]
+__all__ = ["Carrier", "Exchanged", "StepExchange"]
 
-_NUM_FIXED, _NUM_PER_MODEL = 3, 4
+_NUM_FIXED, _NUM_PER_MODEL = 5, 4
+_MOST_CARRYING = 2**18
+"""Elements of gradients that are copied for a ride: about as many as DistributedDataParallel puts into its first bucket."""
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """The only bucket of a model's gradients."""
+
+    numel: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, bucket: dist.GradBucket) -> Carrier | None:
+        """`bucket`, a first one, if it can carry an exchange: a copy of it must be cheap, and hold the entries."""
+        buffer = bucket.buffer()
+        if not bucket.is_last() or buffer.device.type != "cpu" or buffer.numel() > _MOST_CARRYING:
+            return None
+        return cls(buffer.numel(), buffer.dtype) if buffer.dtype in (torch.float32, torch.float64) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +64,10 @@ class Exchanged:
     attention: bool
     num_left: int
     interrupted: bool
+    was_carried: bool
+    """Gradients of the replicas that had any are summed by it."""
+    is_carried_next: bool
+    """Whether all could carry the next one."""
     samples: tuple[tuple[float, float] | None, ...]
     """Per model: share-weighted mean of local squared norms, squared norm of the average; None if a replica had none."""
     norms_due: tuple[bool, ...]
@@ -46,14 +79,26 @@ class StepExchange:
 
     def __init__(self, group: Group) -> None:
         self._group = group
-        self._vector: torch.Tensor | list[float] | None = None
+        self._entries: list[float] | None = None
+        """This replica's, of the exchange that was not taken yet."""
+        self._vector: torch.Tensor | None = None
+        """Under way: gradients or zeros, and the entries."""
         self._work: dist.Work | None = None
         self._result: Exchanged | None = None
+        self._carrier: Carrier | None = None
+        """Of the next exchange, as all have said; and of the one under way."""
+        self._next_carrier: Carrier | None = None
+        """Of the one after that, as this replica has said."""
 
     @property
     def launched(self) -> bool:
         """Whether there is an exchange that was not taken yet."""
-        return self._vector is not None
+        return self._entries is not None
+
+    @property
+    def awaits_gradients(self) -> bool:
+        """Whether it has not left yet, and does with `carry`."""
+        return self._entries is not None and self._vector is None and self._group.num_replicas > 1
 
     def launch(
         self,
@@ -61,39 +106,67 @@ class StepExchange:
         attention: bool = False,
         left: bool = False,
         interrupted: bool = False,
+        gradients: Carrier | None = None,
+        next_carrier: Carrier | None = None,
         samples: Sequence[tuple[float, float] | None] = (),
         norms_due: Sequence[bool] = (),
     ) -> None:
-        """Starts an exchange.
+        """Starts an exchange, unless it is to be carried by `gradients`: then `carry` must follow.
 
         Args:
+            gradients: what this replica is about to sum.
+            next_carrier: what it expects to sum in the next step; None if that is not certain.
             samples: this replica's of each model, if it has one.
             norms_due: for each model, too; only rank 0's count.
         """
-        assert self._vector is None, "an exchange must be taken before the next one is launched"
-        values = [float(attention), float(left), float(interrupted)]
+        assert self._entries is None, "an exchange must be taken before the next one is launched"
+        is_carried = gradients is not None and gradients == self._carrier
+        entries = [
+            float(attention),
+            float(left),
+            float(interrupted),
+            float(is_carried),
+            float(next_carrier is not None),
+        ]
         for sample, due in zip(samples, norms_due, strict=True):
-            values += (0.0, 0.0, 0.0) if sample is None else (1.0, *sample)
-            values.append(float(due and self._group.rank == 0))
-        if self._group.num_replicas == 1:
-            self._vector = values
-        else:
-            self._vector = torch.tensor(values, dtype=torch.float64)
-            self._work = self._group.all_reduce_async(self._vector)
+            entries += (0.0, 0.0, 0.0) if sample is None else (1.0, *sample)
+            entries.append(float(due and self._group.rank == 0))
+        self._entries, self._next_carrier = entries, next_carrier
+        if self._group.num_replicas > 1 and not is_carried:
+            self._launch(None)
+
+    def carry(self, gradients: torch.Tensor) -> dist.Work:
+        """Launches the exchange that awaits them. The result of the work begins with their sum. Raises GroupBroken."""
+        assert self.awaits_gradients
+        self._launch(gradients)
+        assert self._work is not None
+        return self._work
+
+    def _launch(self, gradients: torch.Tensor | None) -> None:
+        dtype = torch.float64 if self._carrier is None else self._carrier.dtype
+        entries = torch.tensor(self._entries, dtype=dtype)
+        if gradients is None and self._carrier is not None:
+            gradients = torch.zeros(self._carrier.numel, dtype=dtype)
+        self._vector = entries if gradients is None else torch.cat([gradients, entries])
+        self._work = self._group.all_reduce_async(self._vector)
 
     def peek(self) -> Exchanged:
         """Waits for the exchange under way and reads it. Raises GroupBroken."""
-        assert self._vector is not None
+        assert self._entries is not None
         if self._result is None:
+            if self.awaits_gradients:  # they did not come to it
+                self._launch(None)
             if self._work is not None:
                 with self._group.waiting():
                     self._work.wait()
-            values = self._vector.tolist() if isinstance(self._vector, torch.Tensor) else self._vector
+            values = self._entries if self._vector is None else self._vector[-len(self._entries) :].tolist()
             *columns, norms_due = (values[_NUM_FIXED + column :: _NUM_PER_MODEL] for column in range(_NUM_PER_MODEL))
             self._result = Exchanged(
                 attention=values[0] > 0,
                 num_left=round(values[1]),
                 interrupted=values[2] > 0,
+                was_carried=values[3] > 0,
+                is_carried_next=round(values[4]) == self._group.num_replicas > 1,
                 samples=tuple(
                     (local, averaged) if round(num_valid) == self._group.num_replicas else None
                     for num_valid, local, averaged in zip(*columns, strict=True)
@@ -105,5 +178,6 @@ class StepExchange:
     def take(self) -> Exchanged:
         """As `peek`, and makes room for the next one."""
         result = self.peek()
-        self._vector = self._work = self._result = None
+        self._carrier = self._next_carrier if result.is_carried_next else None
+        self._entries = self._vector = self._work = self._result = self._next_carrier = None
         return result

@@ -51,14 +51,15 @@ def _keep_company(session: ElasticSession) -> None:
         for model in session.models():
             model.rebuild_buckets()
         session.launch_exchange(left=True)
-        if session.take_exchange().num_left == session.num_replicas:
+        seen = session.take_exchange()
+        if seen.num_left == session.num_replicas:
             return
-        session.is_matching = True
+        session.is_matching, session.was_carried = True, seen.was_carried
         try:
-            for model in session.stepped or session.stepped_before:
+            for model in session.stepped or session.stepped_before or session.models():
                 model.match_step()
         finally:
-            session.is_matching = False
+            session.is_matching = session.was_carried = False
         session.sound_group()
 
 

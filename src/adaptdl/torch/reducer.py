@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
+from adaptdl.torch.exchange import Carrier, StepExchange
 from adaptdl.torch.gradient_noise import GradientNoise
-from adaptdl.torch.group import Group
+from adaptdl.torch.group import Group, GroupBroken
 from adaptdl.torch.loop import Micro
 from adaptdl.torch.norm_pace import NormPace
 from adaptdl.torch.part_norms import PartNorms
@@ -50,6 +51,7 @@ class GradientReducer:
 
     Args:
         group: of the generation.
+        exchange: which may travel with the gradients.
         noise: where the samples go.
         second_moments: gives what an optimizer divides the gradients of some parameters by, or None before its first step, which
             is then not measured; itself None for optimizers that do not divide.
@@ -60,11 +62,12 @@ class GradientReducer:
     def __init__(
         self,
         group: Group,
+        exchange: StepExchange,
         noise: GradientNoise,
         second_moments: Callable[[Sequence[torch.Tensor]], SecondMoments | None] | None,
         on_failure: Callable[[Exception], None],
     ) -> None:
-        self._group = group
+        self._group, self._exchange = group, exchange
         self._noise = noise
         self._second_moments = second_moments
         self._sample: _Sample | None = None
@@ -73,6 +76,8 @@ class GradientReducer:
         self._under_way: dict[int, float] = {}
         """Buckets whose sum is awaited: index → monotonic time of the launch."""
         self._pace = NormPace()
+        self.carrier: Carrier | None = None
+        """What the gradients of the last step were, if they can carry an exchange."""
         self.is_due = True
         """Whether norms should be taken in the step that comes, or runs: the same on all replicas."""
         self._num_unmeasured = 0
@@ -158,7 +163,8 @@ class GradientReducer:
         return self._sum(bucket.buffer(), bucket.index(), lambda result, _: result)
 
     def unsummed(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        """The communication hook of a replica that has lost its group: the step is void."""
+        """The communication hook of a replica that has lost its group, so that the step is void; or that keeps the others company
+        and has sent zeros with the exchange."""
         return _done(bucket.buffer())
 
     def _sum(
@@ -174,11 +180,14 @@ class GradientReducer:
             except RuntimeError as error:
                 self._on_failure(error)
                 return buffer
+            if carries:
+                result = buffer.copy_(result[: buffer.numel()])
             return then(result, launched)
 
+        carries = index == 0 and self._exchange.awaits_gradients
         try:
-            work = dist.all_reduce(buffer, async_op=True)
-        except RuntimeError as error:
+            work = self._exchange.carry(buffer) if carries else dist.all_reduce(buffer, async_op=True)
+        except (RuntimeError, GroupBroken) as error:
             self._under_way.pop(index, None)
             self._on_failure(error)
             return _done(buffer)

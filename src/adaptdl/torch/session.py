@@ -138,7 +138,12 @@ class ElasticSession:
         """Models whose gradients were reduced in the step that runs."""
         self.stepped_before: list[AdaptiveDataParallel] = []
         """And in the one before."""
+        self.agreed_in: Micro | None = None
+        """The part of a step in which the models have last agreed on buckets, if they had to."""
         self.is_matching = False
+        """Whether this replica takes part with zeros in the step that others make."""
+        self.was_carried = False
+        """Whether it has sent those of the first bucket, the only one, with the exchange."""
         self._broken: GroupBroken | None = None
         self._out_of_memory = False
         self._num_out_of_memory = num_out_of_memory()
@@ -588,7 +593,7 @@ class ElasticSession:
         assert self.exchange is not None
         if not self.exchange.launched:
             try:
-                self.launch_exchange()
+                self.launch_exchange(with_gradients=True)
             except GroupBroken as error:
                 self.note_broken(error)
 
@@ -699,13 +704,17 @@ class ElasticSession:
         models = self.models()
         return models[0].num_noise_samples if models else 0
 
-    def launch_exchange(self, *, left: bool = False) -> None:
+    def launch_exchange(self, *, left: bool = False, with_gradients: bool = False) -> None:
+        """`with_gradients`: which are about to be summed and may carry it, if they are those of the only model."""
         assert self.exchange is not None
         models = self.models()
+        carrier = models[0].carrier if len(models) == 1 else None
         self.exchange.launch(
             attention=not left and wants_attention(self),
             left=left,
             interrupted=self.mailbox.interrupted,
+            gradients=carrier if with_gradients else None,
+            next_carrier=carrier,
             samples=[model.take_sample() for model in models],
             norms_due=[model.norms_due_next for model in models],
         )
