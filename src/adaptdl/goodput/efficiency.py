@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,10 +61,19 @@ def efficiency(grad_params: GradParams, init_batch_size: ArrayLike, batch_size: 
 
 def gain(grad_params: GradParams, init_batch_size: ArrayLike, batch_size: ArrayLike) -> NDArray[np.float64]:
     """Steps at M₀ that one step at M is worth, efficiency · M/M₀: in [1, M/M₀] for M ≥ M₀, in [M/M₀, 1] below."""
+    if isinstance(batch_size, int | float) and isinstance(init_batch_size, int | float):
+        return _gain_of_step(grad_params, batch_size / init_batch_size)
     scale = np.asarray(batch_size, dtype=np.float64) / np.asarray(init_batch_size, dtype=np.float64)
     value = scale * efficiency(grad_params, init_batch_size, batch_size)
     # The clip only removes rounding.
     return np.asarray(np.clip(value, np.minimum(1.0, scale), np.maximum(1.0, scale)))[()]
+
+
+def _gain_of_step(grad_params: GradParams, scale: float) -> Any:
+    """Every step of a training asks for it, and ten calls of numpy's take as long as such a step may be slowed by."""
+    noise = _noise_share(grad_params)
+    value = scale / (noise + (1.0 - noise) * scale)
+    return np.float64(min(max(value, min(1.0, scale)), max(1.0, scale)))
 
 
 def _noise_share(grad_params: GradParams) -> float:

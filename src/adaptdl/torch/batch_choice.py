@@ -22,9 +22,10 @@ def better_batch(session: ElasticSession, loop: Loop) -> Batch | None:
     """A batch size for the loop that runs that is worth a change; looked for at its start, and less and less often."""
     if not loop.loader.is_adaptive:
         return None
+    if loop.better_batch is not None:
+        return loop.better_batch
     now = time.monotonic()
-    interval_s = session.share_of_age_s(_SHORTEST_RETUNE_S, _LONGEST_RETUNE_S)
-    if loop.better_batch is None and now - loop.retuned_at > interval_s:
+    if now - loop.retuned_at > session.share_of_age_s(_SHORTEST_RETUNE_S, _LONGEST_RETUNE_S, now):
         loop.retuned_at = now
         batch = _choose(session, loop.loader)
         loop.better_batch = batch if batch != loop.loader.newest_batch else None

@@ -126,7 +126,7 @@ class AdaptiveDataParallel(torch.nn.Module):
         """What DistributedDataParallel would do first, and raise from the user's forward pass: agree on buckets. For all models
         at once, before any other collective of the step, as a replica that has left the loop does (`parting`)."""
         session = self._session
-        if session.micro is not None and session.agreed_in is session.micro:
+        if session.num_replicas == 1 or (session.micro is not None and session.agreed_in is session.micro):
             return True
         session.agreed_in = session.micro
         try:
@@ -230,9 +230,9 @@ class AdaptiveDataParallel(torch.nn.Module):
     @property
     def lr_factor(self) -> float:
         """What the learning rate is multiplied with in a step at the present batch size."""
-        scale = self._session.lr_scale
+        session = self._session
         return self.scaling_rule.factor(
-            scale=scale, grad_params=self.grad_params(self._session), progress=self._session.progress
+            scale=session.lr_scale, grad_params=self.grad_params(session), progress=session.progress
         )
 
     # -- what a session asks of its models ----------------------------------------------------------------------------

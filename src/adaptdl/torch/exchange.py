@@ -28,11 +28,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from adaptdl.torch.group import Group
+from adaptdl.torch.group import Group, GroupBroken
 
 __all__ = ["Carrier", "Exchanged", "StepExchange"]
 
@@ -57,8 +58,7 @@ class Carrier:
         return cls(buffer.numel(), buffer.dtype) if buffer.dtype in (torch.float32, torch.float64) else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exchanged:
+class Exchanged(NamedTuple):
     """What one exchange said, summed over the replicas."""
 
     attention: bool
@@ -98,7 +98,7 @@ class StepExchange:
     @property
     def awaits_gradients(self) -> bool:
         """Whether it has not left yet, and does with `carry`."""
-        return self._entries is not None and self._vector is None and self._group.num_replicas > 1
+        return self._entries is not None and self._vector is None and self._result is None
 
     def launch(
         self,
@@ -120,6 +120,18 @@ class StepExchange:
             norms_due: for each model, too; only rank 0's count.
         """
         assert self._entries is None, "an exchange must be taken before the next one is launched"
+        if self._group.num_replicas == 1:
+            self._entries = []
+            self._result = Exchanged(
+                attention=attention,
+                num_left=int(left),
+                interrupted=interrupted,
+                was_carried=False,
+                is_carried_next=False,
+                samples=tuple(samples),
+                norms_due=tuple(norms_due),
+            )
+            return
         is_carried = gradients is not None and gradients == self._carrier
         entries = [
             float(attention),
@@ -132,7 +144,7 @@ class StepExchange:
             entries += (0.0, 0.0, 0.0) if sample is None else (1.0, *sample)
             entries.append(float(due and self._group.rank == 0))
         self._entries, self._next_carrier = entries, next_carrier
-        if self._group.num_replicas > 1 and not is_carried:
+        if not is_carried:
             self._launch(None)
 
     def carry(self, gradients: torch.Tensor) -> dist.Work:
@@ -156,17 +168,18 @@ class StepExchange:
         if self._result is None:
             if self.awaits_gradients:  # they did not come to it
                 self._launch(None)
-            if self._work is not None:
-                with self._group.waiting():
-                    self._work.wait()
-            values = self._entries if self._vector is None else self._vector[-len(self._entries) :].tolist()
+            if self._vector is None or self._work is None:
+                raise GroupBroken("the step exchange could not be launched")
+            with self._group.waiting():
+                self._work.wait()
+            values = self._vector[-len(self._entries) :].tolist()
             *columns, norms_due = (values[_NUM_FIXED + column :: _NUM_PER_MODEL] for column in range(_NUM_PER_MODEL))
             self._result = Exchanged(
                 attention=values[0] > 0,
                 num_left=round(values[1]),
                 interrupted=values[2] > 0,
                 was_carried=values[3] > 0,
-                is_carried_next=round(values[4]) == self._group.num_replicas > 1,
+                is_carried_next=round(values[4]) == self._group.num_replicas,
                 samples=tuple(
                     (local, averaged) if round(num_valid) == self._group.num_replicas else None
                     for num_valid, local, averaged in zip(*columns, strict=True)

@@ -40,6 +40,8 @@ class GradientNoise:
         self._age = 0.0
         """Steps at M₀ that all samples stand for."""
         self.num_samples = 0
+        self._known: tuple[int, int, GradParams | None] = (0, 0, None)
+        """The newest answer, and to what: samples, M₀."""
         self.num_skipped = 0
         """Samples left out because they were not finite."""
 
@@ -72,6 +74,11 @@ class GradientNoise:
         """|g|² and the variance of a gradient over M₀ samples, S/M₀; None before there are enough samples."""
         if self.num_samples < _MIN_SAMPLES:
             return None
+        if self._known[:2] != (self.num_samples, init_batch_size):
+            self._known = (self.num_samples, init_batch_size, self._estimate(init_batch_size))
+        return self._known[2]
+
+    def _estimate(self, init_batch_size: int) -> GradParams | None:
         grad_var = max(0.0, self._trace / self._total) / init_batch_size
         grad_sqr = max(self._sqr / self._total, grad_var / _LARGEST_RATIO, 0.0)
         if grad_sqr == 0.0 and grad_var == 0.0:
@@ -91,3 +98,4 @@ class GradientNoise:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sqr, self._trace, self._total, self._age = (state[name] for name in ("sqr", "trace", "total", "age"))
         self.num_samples, self.num_skipped = state["num_samples"], state["num_skipped"]
+        self._known = (0, 0, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,13 @@ __all__ = ["metrics", "profile_key", "send_update", "tell_switched"]
 
 def profile_key(session: ElasticSession, batch: Batch) -> ProfileKey:
     """Where a step with `batch` belongs in the profile."""
+    return _profile_key(session.num_nodes, session.num_replicas, batch.atomic_batch_size, batch.accum_steps)
+
+
+@functools.lru_cache
+def _profile_key(num_nodes: int, num_replicas: int, atomic_batch_size: int, accum_steps: int) -> ProfileKey:
     return ProfileKey(
-        num_nodes=session.num_nodes,
-        num_replicas=session.num_replicas,
-        atomic_batch_size=batch.atomic_batch_size,
-        accum_steps=batch.accum_steps,
+        num_nodes=num_nodes, num_replicas=num_replicas, atomic_batch_size=atomic_batch_size, accum_steps=accum_steps
     )
 
 

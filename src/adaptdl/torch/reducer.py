@@ -111,7 +111,8 @@ class GradientReducer:
     def begin(self, micro: Micro | None, init_batch_size: int, loss_scale: float, parts: PartNorms | None) -> None:
         """The gradients of a step's last part begin to arrive; `parts`: measures it and those before."""
         self._sample = None
-        self._pace.begin_step()
+        if self._second_moments is not None:
+            self._pace.begin_step()
         self._num_unseen += 1
         measures = parts is not None or (self.is_due and self._group.num_replicas > 1)
         self._num_unmeasured = 0 if measures else self._num_unmeasured + 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import Sampler
@@ -20,8 +20,7 @@ from torch.utils.data import Sampler
 __all__ = ["ElasticSampler", "Step"]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """This replica's part of one optimizer step.
 
     Attributes:

@@ -654,7 +654,7 @@ class ElasticSession:
         self.micro = None
         if self.rank == 0:
             drop_passed_plan(self)
-            if now - self.updated_at > self.share_of_age_s(_SHORTEST_UPDATE_S, _LONGEST_UPDATE_S):
+            if now - self.updated_at > self.share_of_age_s(_SHORTEST_UPDATE_S, _LONGEST_UPDATE_S, now):
                 send_update(self)
         if is_over():
             return Action.OVER
@@ -662,17 +662,19 @@ class ElasticSession:
             attention = wants_attention(self) or self.mailbox.interrupted
         return attend(self, loop, seen) if attention else Action.CONTINUE
 
-    def share_of_age_s(self, shortest_s: float, longest_s: float) -> float:
-        """How long to leave something alone of which most is learned early: a fifth of the training's age, in these bounds."""
-        return min(longest_s, max(shortest_s, _SHARE_OF_AGE * (time.monotonic() - self.began_at)))
+    def share_of_age_s(self, shortest_s: float, longest_s: float, now: float) -> float:
+        """How long to leave something alone of which most is learned early: a fifth of the training's age `now` (monotonic), in
+        these bounds."""
+        return min(longest_s, max(shortest_s, _SHARE_OF_AGE * (now - self.began_at)))
 
     def count(self, loop: Loop, batch_size: int, now: float) -> None:
         loader = loop.loader
         if self.num_steps == 0:
             self.began_at = now
         self.num_steps += 1
-        if batch_size == loader.init_batch_size or (grad_params := self.grad_params) is None:
-            self.progress += min(1.0, batch_size / loader.init_batch_size)  # unseen, a larger batch is worth no more
+        scale = batch_size / loader.init_batch_size
+        if scale == 1.0 or (grad_params := self.grad_params) is None:
+            self.progress += min(1.0, scale)  # unseen, a larger batch is worth no more
         else:
             self.progress += float(gain(grad_params, loader.init_batch_size, batch_size))
         micro, batch = self.micro, loader.batch
@@ -710,7 +712,7 @@ class ElasticSession:
         models = self.models()
         carrier = models[0].carrier if len(models) == 1 else None
         self.exchange.launch(
-            attention=not left and wants_attention(self),
+            attention=self.num_replicas > 1 and not left and wants_attention(self),
             left=left,
             interrupted=self.mailbox.interrupted,
             gradients=carrier if with_gradients else None,

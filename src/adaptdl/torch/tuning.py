@@ -11,7 +11,7 @@ import statistics
 from collections import deque
 from collections.abc import Collection
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from adaptdl.goodput import (
@@ -58,12 +58,21 @@ class _Step(NamedTuple):
     """For data."""
 
 
+@dataclass
+class _Line:
+    """Of the profile."""
+
+    steps: deque[_Step] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    """The last ones."""
+    count: int = 0
+    """Of all."""
+
+
 class Tuner:
     """The profile of one trial, its fit, and the choice of a batch size."""
 
     def __init__(self) -> None:
-        self._lines: dict[ProfileKey, deque[_Step]] = {}
-        self._counts: dict[ProfileKey, int] = {}
+        self._lines: dict[ProfileKey, _Line] = {}
         self._fit: Fit | None = None
         self._pending: Future[Fit] | None = None
         self._fitted_counts: dict[ProfileKey, int] = {}
@@ -72,25 +81,27 @@ class Tuner:
 
     def record(self, key: ProfileKey, step_time_s: float, sync_time_s: float, wait_s: float = 0.0) -> None:
         """One steady step; `wait_s`: the part of it for which it waited for data."""
-        line = self._lines.setdefault(key, deque(maxlen=_WINDOW))
-        line.append(_Step(step_time_s - wait_s, sync_time_s, wait_s))
-        self._counts[key] = self._counts.get(key, 0) + 1
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = _Line()
+        line.steps.append(_Step(step_time_s - wait_s, sync_time_s, wait_s))
+        line.count += 1
 
     def profile(self) -> dict[ProfileKey, Observation]:
         return {
             key: Observation(
-                step_time_s=_step_time_s(line),
-                sync_time_s=statistics.median(step.syncing for step in line),
-                count=self._counts[key],
+                step_time_s=_step_time_s(line.steps),
+                sync_time_s=statistics.median(step.syncing for step in line.steps),
+                count=line.count,
             )
             for key, line in self._lines.items()
-            if self._counts[key] >= _MIN_STEPS
+            if line.count >= _MIN_STEPS
         }
 
     def step_time_s(self, key: ProfileKey) -> float | None:
         """Median time of the last steps of this kind."""
         line = self._lines.get(key)
-        return _step_time_s(line) if line else None
+        return None if line is None else _step_time_s(line.steps)
 
     @property
     def perf_params(self) -> PerfParams | None:
@@ -106,7 +117,7 @@ class Tuner:
         """Starts a fit if the profile has grown by a fifth since the last one, or has a new line."""
         if self._pending is not None and not self._pending.done():
             return
-        counts = {key: count for key, count in self._counts.items() if count >= _MIN_STEPS}
+        counts = {key: line.count for key, line in self._lines.items() if line.count >= _MIN_STEPS}
         if all(count < 1.2 * self._fitted_counts.get(key, 0) for key, count in counts.items()):
             return
         self.perf_params  # noqa: B018  # takes the result of the fit before
@@ -143,18 +154,17 @@ class Tuner:
         perf = self.perf_params
         return {
             "lines": [
-                (plain(key), [tuple(step) for step in line], self._counts[key]) for key, line in self._lines.items()
+                (plain(key), [tuple(step) for step in line.steps], line.count) for key, line in self._lines.items()
             ],
             "fit": None if perf is None else [getattr(perf, name) for name in _PERF_NAMES],
             "max_profiled_replicas": self.max_profiled_replicas,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._lines, self._counts = {}, {}
+        self._lines = {}
         for (num_nodes, num_replicas, m, s), line, count in state["lines"]:
             key = ProfileKey(num_nodes=num_nodes, num_replicas=num_replicas, atomic_batch_size=m, accum_steps=s)
-            self._lines[key] = deque((_Step(*step) for step in line), maxlen=_WINDOW)
-            self._counts[key] = count
+            self._lines[key] = _Line(deque((_Step(*step) for step in line), maxlen=_WINDOW), count)
         if state["fit"] is not None:
             perf_params = PerfParams(**dict(zip(_PERF_NAMES, state["fit"], strict=True)))
             self._fit = Fit(perf_params=perf_params, is_prior=False, message="from another replica", rmsle=float("nan"))
