@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adaptdl.torch.norm_pace import NormPace
+from adaptdl.torch.norm_pace import NormPace, SplitPace
 
 
 class Clock:
@@ -52,3 +52,18 @@ def test_one_long_step_is_not_taken_for_many() -> None:
     clock.now += 60.0  # a validation loop
     pace.begin_step()
     assert pace.steps_per_sample(100) == 4
+
+
+@pytest.mark.parametrize(("split_s", "steps_per_split"), [(0.099, 8), (0.101, 8), (0.112, 12), (0.13, 30), (0.18, 32)])
+def test_splitting_steps_takes_a_hundredth_of_the_time_but_for_the_first(split_s: float, steps_per_split: int) -> None:
+    pace = SplitPace()
+    assert pace.steps_per_split(100) == 8
+    for seconds in (split_s, split_s, split_s, 60.0):  # one was disturbed
+        pace.note(split_s=seconds, whole_s=0.1)
+    assert pace.steps_per_split(100) == pytest.approx(steps_per_split, abs=1)
+
+
+def test_splits_that_double_a_step_become_rare() -> None:
+    pace = SplitPace()
+    pace.note(split_s=0.002, whole_s=0.001)
+    assert [pace.steps_per_split(number) for number in (0, 160, 400, 640, 10_000)] == [32, 32, 80, 100, 100]

@@ -17,7 +17,6 @@ from adaptdl.goodput import BatchSizeBounds
 from adaptdl.torch.group import Group
 from adaptdl.torch.layout import Layout
 from adaptdl.torch.loop import Action, Loop, Micro
-from adaptdl.torch.norm_pace import longest_steps_per_sample
 from adaptdl.torch.parting import lost_positions
 from adaptdl.torch.registry import State
 from adaptdl.torch.sampler import ElasticSampler
@@ -342,7 +341,7 @@ class AdaptiveDataLoader(State):
             return None
         if self.session.grad_params is None:
             return _SPLIT_EVERY_AT_FIRST
-        return longest_steps_per_sample(self.session.num_noise_samples)
+        return self.session.split_pace.steps_per_split(self.session.num_noise_samples)
 
     # -- what survives ------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""How often to take norms that are dear."""
+"""How often to take norms that are dear, or to split a step for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["NormPace", "longest_steps_per_sample"]
+__all__ = ["NormPace", "SplitPace", "longest_steps_per_sample"]
 
 _SHARE = 0.01
 """Of the time of training, for norms."""
@@ -18,6 +18,9 @@ _DENSE_SAMPLES = 20
 _LONGEST_STEPS, _LONGEST_STEPS_AT_FIRST, _SAMPLES_PER_STEP = 32, 8, 20
 """However dear they are, there is one in so few steps: a step more for each of so many samples, from the fewest to the most. Most
 is to be learned early, when there are few samples, and gradients change fast."""
+_RARER = 4
+"""Steps that are split for a sample may be so many times rarer: where a pass takes as long for half the samples, each of them
+costs most of a step."""
 _REMEMBERED = 8
 """Steps of which it is known what they took, or what norms cost in them."""
 
@@ -67,3 +70,22 @@ class NormPace:
             return 1
         share = statistics.median(self._costs_s) / min(self._steps_s)  # between steps there may be a validation loop
         return min(longest_steps_per_sample(num_samples), max(1, math.ceil(share / _SHARE)))
+
+
+class SplitPace:
+    """Watches what it costs a single replica to make a step of two parts: little for a large model, and nearly a second step for
+    one so small that its kernels take no time."""
+
+    def __init__(self) -> None:
+        self._shares: deque[float] = deque(maxlen=_REMEMBERED)
+
+    def note(self, *, split_s: float, whole_s: float) -> None:
+        """A split step took so long, > 0, and others of the same samples take so long, > 0."""
+        self._shares.append(split_s / whole_s - 1)
+
+    def steps_per_split(self, num_samples: int) -> int:
+        """One step in so many should be split, after so many samples; ≥ 1."""
+        most_often = longest_steps_per_sample(num_samples)
+        if not self._shares:
+            return most_often
+        return min(_RARER * most_often, max(most_often, math.ceil(statistics.median(self._shares) / _SHARE)))

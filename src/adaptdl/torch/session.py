@@ -34,6 +34,7 @@ from adaptdl.torch.loop import Action, Loop, Micro
 from adaptdl.torch.mailbox import Leave, Mailbox, Order
 from adaptdl.torch.memory import makes_do_with_less, num_out_of_memory
 from adaptdl.torch.news import profile_key, send_update, tell_switched
+from adaptdl.torch.norm_pace import SplitPace
 from adaptdl.torch.parting import part
 from adaptdl.torch.recovery import recover
 from adaptdl.torch.registry import Registry
@@ -114,6 +115,7 @@ class ElasticSession:
         now = time.monotonic()
         self.registry = Registry()
         self.tuner = Tuner()
+        self.split_pace = SplitPace()
         self.loop: Loop | None = None
         self.micro: Micro | None = None
         self.epoch: int | None = None
@@ -678,10 +680,12 @@ class ElasticSession:
         else:
             self.progress += float(gain(grad_params, loader.init_batch_size, batch_size))
         micro, batch = self.micro, loader.batch
-        is_plain = batch_size == batch.batch_size and micro is not None and micro.count == batch.accum_steps + 1
-        if loop.steady_since is not None and is_plain:
-            sync_time_s = sum(model.sync_time_s for model in self.stepped)
-            self.tuner.record(profile_key(self, batch), now - loop.steady_since, sync_time_s, loop.wait_s)
+        if loop.steady_since is not None and micro is not None and batch_size == batch.batch_size:
+            step_time_s, key = now - loop.steady_since, profile_key(self, batch)
+            if micro.count == batch.accum_steps + 1:
+                self.tuner.record(key, step_time_s, sum(model.sync_time_s for model in self.stepped), loop.wait_s)
+            elif micro.count > batch.accum_steps + 1 and (whole_s := self.tuner.step_time_s(key)) is not None:
+                self.split_pace.note(split_s=step_time_s, whole_s=whole_s)
         loop.steady_since, loop.wait_s = now, 0.0
 
     @property
