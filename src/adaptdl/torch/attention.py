@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["attend", "drop_passed_plan", "wants_attention"]
 
+_LOOK_EVERY_S = 0.01
+"""For what time brings; a step may be much shorter."""
+
 
 def drop_passed_plan(session: ElasticSession) -> None:
     """Gives a plan back whose target the source has passed, and forgets one that a later plan came before."""
@@ -30,13 +33,18 @@ def drop_passed_plan(session: ElasticSession) -> None:
 
 def wants_attention(session: ElasticSession) -> bool:
     """Whether this replica, as rank 0, has something to say to all."""
-    if session.rank != 0 or session.loop is None:
+    loop = session.loop
+    if session.rank != 0 or loop is None:
         return False
-    return (
-        _plan_to_carry_out(session) is not None
-        or _snapshot_due(session)
-        or better_batch(session, session.loop) is not None
-    )
+    if session.mailbox.plan is not None and _plan_to_carry_out(session) is not None:
+        return True
+    now = time.monotonic()
+    if now < loop.quiet_until:
+        return False
+    if _snapshot_due(session) or better_batch(session, loop) is not None:
+        return True
+    loop.quiet_until = now + _LOOK_EVERY_S
+    return False
 
 
 def attend(session: ElasticSession, loop: Loop, seen: Exchanged | None) -> Action:

@@ -111,9 +111,10 @@ class AdaptiveDataParallel(torch.nn.Module):
         if self._ddp is None or not torch.is_grad_enabled():
             return self.module(*args, **kwargs)
         self._begin_part()
-        if self._session.is_broken or not self._buckets_agreed():
+        session = self._session
+        if session.is_broken or (session.num_replicas > 1 and not self._buckets_agreed()):
             return self.module(*args, **kwargs)  # the step is void
-        if not self._session.is_accumulating:
+        if not session.is_accumulating:
             return self._ddp(*args, **kwargs)
         with self._ddp.no_sync():
             output = self._ddp(*args, **kwargs)
@@ -126,7 +127,7 @@ class AdaptiveDataParallel(torch.nn.Module):
         """What DistributedDataParallel would do first, and raise from the user's forward pass: agree on buckets. For all models
         at once, before any other collective of the step, as a replica that has left the loop does (`parting`)."""
         session = self._session
-        if session.num_replicas == 1 or (session.micro is not None and session.agreed_in is session.micro):
+        if session.micro is not None and session.agreed_in is session.micro:
             return True
         session.agreed_in = session.micro
         try:

@@ -20,7 +20,8 @@ class Layout(Iterator[tuple[Batch, Step]]):
         sampler: at the position where the first step begins.
         rank, num_replicas: of the generation.
         batch: of the first step.
-        split_every: one step in so many of such a batch is made of two parts at least; None: none is.
+        steps_per_split: one step in so many of such a batch is made of two parts at least; None: none is.
+        first_split: no step before this one is.
     """
 
     def __init__(
@@ -30,11 +31,13 @@ class Layout(Iterator[tuple[Batch, Step]]):
         rank: int,
         num_replicas: int,
         batch: Batch,
-        split_every: Callable[[Batch], int | None] = lambda batch: None,
+        steps_per_split: Callable[[Batch], int | None] = lambda batch: None,
+        first_split: int = 0,
     ) -> None:
         self._sampler = sampler
         self._rank, self._num_replicas = rank, num_replicas
-        self._batch, self._split_every = batch, split_every
+        self._batch, self._steps_per_split = batch, steps_per_split
+        self._next_split = first_split
         self._position = sampler.position
         self._changes: list[tuple[int, Batch]] = []
         """Step from which on, and what; those to come. Replicas that have laid out less have more of them."""
@@ -47,6 +50,11 @@ class Layout(Iterator[tuple[Batch, Step]]):
         self._changes.append((at, batch))
 
     @property
+    def steps_to_split(self) -> int:
+        """How many steps from here on are not made of two parts."""
+        return max(0, self._next_split - self.num_steps)
+
+    @property
     def newest_batch(self) -> Batch:
         """Of the steps that come after all changes."""
         return self._changes[-1][1] if self._changes else self._batch
@@ -54,9 +62,14 @@ class Layout(Iterator[tuple[Batch, Step]]):
     def __next__(self) -> tuple[Batch, Step]:
         while self._changes and self.num_steps >= self._changes[0][0]:
             _, self._batch = self._changes.pop(0)
-        batch, split_every = self._batch, self._split_every(self._batch)
-        splits = split_every is not None and self.num_steps % split_every == 0 and not batch.accum_steps
-        num_parts = 2 if splits else batch.accum_steps + 1
+        batch = self._batch
+        num_parts = batch.accum_steps + 1
+        if (
+            num_parts == 1
+            and self.num_steps >= self._next_split
+            and (number := self._steps_per_split(batch)) is not None
+        ):
+            num_parts, self._next_split = 2, self.num_steps + number
         step = self._sampler.step(self._position, self._rank, self._num_replicas, batch.batch_size, num_parts)
         if step is None:
             raise StopIteration

@@ -25,10 +25,6 @@ from adaptdl.torch.tuning import Batch, fit_to
 __all__ = ["AdaptiveDataLoader"]
 
 
-_SPLIT_EVERY_AT_FIRST = 4
-"""Steps per step of two parts, before there are gradient statistics."""
-
-
 class AdaptiveDataLoader(State):
     """Gives every replica its share of each step's samples, in an order that does not depend on the replicas.
 
@@ -287,6 +283,7 @@ class AdaptiveDataLoader(State):
     def _segment(self, loop: Loop) -> Generator[Any, None, Action]:
         """Hands out the rest of the pass, up to a change. Returns the action that ended it (CONTINUE: the pass is over)."""
         session = self.session
+        first_split = 0 if self._layout is None else self._layout.steps_to_split
         self.batch = self.newest_batch
         if not loop.hands_out:
             return Action.CONTINUE
@@ -296,7 +293,8 @@ class AdaptiveDataLoader(State):
             rank=session.rank,
             num_replicas=session.num_replicas,
             batch=self.batch,
-            split_every=self._split_every,
+            steps_per_split=self._steps_per_split,
+            first_split=first_split,
         )
         # The torch loader runs ahead of the loop if it has workers.
         steps, ahead = itertools.tee(self._layout)
@@ -334,13 +332,11 @@ class AdaptiveDataLoader(State):
                 return action
         return Action.CONTINUE
 
-    def _split_every(self, batch: Batch) -> int | None:
-        """How often the only replica makes a step of two parts, to see how noisy its gradients are."""
+    def _steps_per_split(self, batch: Batch) -> int | None:
+        """How often the only replica makes a step of two parts, to see how noisy its gradients are. None: it does not."""
         low = (self.bounds.local_bsz_bounds or (1, 1))[0]
         if not self.is_adaptive or self.session.num_replicas > 1 or batch.batch_size < 2 * low:
             return None
-        if self.session.grad_params is None:
-            return _SPLIT_EVERY_AT_FIRST
         return self.session.split_pace.steps_per_split(self.session.num_noise_samples)
 
     # -- what survives ------------------------------------------------------------------------------------------------

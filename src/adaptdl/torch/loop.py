@@ -38,6 +38,8 @@ class Loop:
     """Monotonic time at which the batch size was last thought over."""
     better_batch: Batch | None = None
     """What rank 0 wants to change to."""
+    quiet_until: float = float("-inf")
+    """Monotonic time before which rank 0 need not look again whether a snapshot or another batch size is due."""
     steady_since: float | None = None
     """Monotonic time of the last boundary; None if the step that runs is the first one after something."""
     wait_s: float = 0.0

@@ -11,6 +11,7 @@ from adaptdl.plan import Switched, Update
 from adaptdl.torch.tuning import Batch
 
 if TYPE_CHECKING:
+    from adaptdl.torch.reallocation import Pause
     from adaptdl.torch.session import ElasticSession
 
 __all__ = ["metrics", "profile_key", "send_update", "tell_switched"]
@@ -82,11 +83,9 @@ def _job_report(session: ElasticSession) -> JobReport | None:
     )
 
 
-def tell_switched(session: ElasticSession) -> None:
-    """A generation goes on with its first batch."""
-    if session.pause is None:
-        return
-    pause, session.pause = session.pause, None
+def tell_switched(session: ElasticSession, pause: Pause) -> None:
+    """A generation goes on with its first batch, after `pause`."""
+    session.pause = None
     pause_s = time.monotonic() - pause.since if pause.counts else 0.0
     session.pause_total_s += pause_s
     if session.rank == 0:

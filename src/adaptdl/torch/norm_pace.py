@@ -18,6 +18,7 @@ _DENSE_SAMPLES = 20
 _LONGEST_STEPS, _LONGEST_STEPS_AT_FIRST, _SAMPLES_PER_STEP = 32, 8, 20
 """However dear they are, there is one in so few steps: a step more for each of so many samples, from the fewest to the most. Most
 is to be learned early, when there are few samples, and gradients change fast."""
+_STEPS_PER_SPLIT_AT_FIRST = 4
 _RARER = 4
 """Steps that are split for a sample may be so many times rarer: where a pass takes as long for half the samples, each of them
 costs most of a step."""
@@ -77,15 +78,18 @@ class SplitPace:
     one so small that its kernels take no time."""
 
     def __init__(self) -> None:
-        self._shares: deque[float] = deque(maxlen=_REMEMBERED)
+        self._costs: deque[float] = deque(maxlen=_REMEMBERED)
+        """Of split steps, in steps."""
 
     def note(self, *, split_s: float, whole_s: float) -> None:
         """A split step took so long, > 0, and others of the same samples take so long, > 0."""
-        self._shares.append(split_s / whole_s - 1)
+        self._costs.append(split_s / whole_s - 1)
 
     def steps_per_split(self, num_samples: int) -> int:
         """One step in so many should be split, after so many samples; ≥ 1."""
+        if num_samples < _DENSE_SAMPLES:
+            return _STEPS_PER_SPLIT_AT_FIRST
         most_often = longest_steps_per_sample(num_samples)
-        if not self._shares:
+        if not self._costs:
             return most_often
-        return min(_RARER * most_often, max(most_often, math.ceil(statistics.median(self._shares) / _SHARE)))
+        return min(_RARER * most_often, max(most_often, math.ceil(statistics.median(self._costs) / _SHARE)))

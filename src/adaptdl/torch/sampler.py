@@ -123,6 +123,8 @@ class ElasticSampler(Sampler[int]):
 
 def _split(indices: list[int], num_parts: int) -> list[list[int]]:
     """Divides into parts that differ by at most one, larger ones first."""
+    if num_parts == 1:
+        return [indices]
     base, more = divmod(len(indices), num_parts)
     bounds = [i * base + min(i, more) for i in range(num_parts + 1)]
     return [indices[begin:end] for begin, end in itertools.pairwise(bounds)]

@@ -375,7 +375,8 @@ class ElasticSession:
 
     def regained_group(self, *, reports_again: bool) -> None:
         """A member again. `reports_again`: this replica has not led the group that was lost."""
-        tell_switched(self)
+        if self.pause is not None:
+            tell_switched(self, self.pause)
         if self.rank == 0 and reports_again:
             self.reports.send_again()
 
@@ -566,9 +567,10 @@ class ElasticSession:
         self._out_of_memory = False
         if micro.index == 0 and self.stepped:
             self.stepped_before, self.stepped = self.stepped, []
-        if micro.index == 0:
+        if micro.index == 0 and self.num_replicas > 1:
             self.sums.mark()
-        tell_switched(self)
+        if self.pause is not None:
+            tell_switched(self, self.pause)
 
     @property
     def is_accumulating(self) -> bool:
@@ -683,7 +685,8 @@ class ElasticSession:
         if loop.steady_since is not None and micro is not None and batch_size == batch.batch_size:
             step_time_s, key = now - loop.steady_since, profile_key(self, batch)
             if micro.count == batch.accum_steps + 1:
-                self.tuner.record(key, step_time_s, sum(model.sync_time_s for model in self.stepped), loop.wait_s)
+                sync_time_s = sum(model.sync_time_s for model in self.stepped) if self.num_replicas > 1 else 0.0
+                self.tuner.record(key, step_time_s, sync_time_s, loop.wait_s)
             elif micro.count > batch.accum_steps + 1 and (whole_s := self.tuner.step_time_s(key)) is not None:
                 self.split_pace.note(split_s=step_time_s, whole_s=whole_s)
         loop.steady_since, loop.wait_s = now, 0.0
@@ -691,7 +694,8 @@ class ElasticSession:
     @property
     def init_batch_size(self) -> int | None:
         """M₀ of the training loop that runs, or ran last."""
-        return None if self.main_loader is None else self.main_loader.init_batch_size
+        loader = self.main_loader
+        return None if loader is None else loader.init_batch_size
 
     @property
     def main_loader(self) -> AdaptiveDataLoader | None:

@@ -45,10 +45,9 @@ class Sums:
         return [state for state in states if isinstance(state, Accumulator)]
 
     def mark(self) -> None:
-        """A step begins."""
-        if self._session.num_replicas > 1:
-            for accumulator in self.accumulators():
-                accumulator.mark()
+        """A step of several replicas begins."""
+        for accumulator in self.accumulators():
+            accumulator.mark()
 
     def undo_void_step(self) -> None:
         """Takes back what was added in the step that runs and that nobody has made."""

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 import adaptdl.torch as adl
-from adaptdl.torch import loader, norm_pace
+from adaptdl.torch import norm_pace
 
 __all__ = ["Measured", "measure"]
 
@@ -44,7 +44,7 @@ def measure(config: dict[str, Any]) -> Measured:
     (passes of a step), bf16, groups (of parameters).
     """
     # Otherwise a single replica, and whoever has second moments, takes a sample in one step of 8 to 32, and needs as many more.
-    loader._SPLIT_EVERY_AT_FIRST = norm_pace._LONGEST_STEPS = norm_pace._RARER = 1
+    norm_pace._STEPS_PER_SPLIT_AT_FIRST = norm_pace._LONGEST_STEPS = norm_pace._RARER = 1
     return _measure(**config)
 
 
