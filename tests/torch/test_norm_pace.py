@@ -66,4 +66,4 @@ def test_splitting_steps_takes_a_hundredth_of_the_time_but_for_the_first(split_s
 def test_splits_that_double_a_step_become_rare() -> None:
     pace = SplitPace()
     pace.note(split_s=0.002, whole_s=0.001)
-    assert [pace.steps_per_split(number) for number in (0, 160, 400, 640, 10_000)] == [32, 32, 80, 100, 100]
+    assert [pace.steps_per_split(number) for number in (0, 20, 160, 400, 640, 10_000)] == [4, 32, 32, 80, 100, 100]

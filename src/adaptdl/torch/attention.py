@@ -36,7 +36,7 @@ def wants_attention(session: ElasticSession) -> bool:
     loop = session.loop
     if session.rank != 0 or loop is None:
         return False
-    if session.mailbox.plan is not None and _plan_to_carry_out(session) is not None:
+    if loop.better_batch is not None or _plan_to_carry_out(session) is not None:
         return True
     now = time.monotonic()
     if now < loop.quiet_until:
