@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import time
 from typing import Any
 
 import pytest
@@ -22,8 +23,9 @@ STEPS_BETWEEN_CHANGES = 3
 class Counted(Dataset[tuple[torch.Tensor, int]]):
     """Counts how often each sample was read, in whatever process."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 0.0) -> None:
         self.times_read = multiprocessing.Array("i", NUM_SAMPLES)
+        self._seconds = seconds
 
     def __len__(self) -> int:
         return NUM_SAMPLES
@@ -31,6 +33,7 @@ class Counted(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         with self.times_read.get_lock():
             self.times_read[index] += 1
+        time.sleep(self._seconds)
         return torch.randn(3), index
 
 
@@ -85,3 +88,17 @@ def test_it_is_thought_over_less_and_less_often(age_s: float, expected_s: float)
     with adl.open_session() as session:
         now = session.began_at + age_s
         assert session.share_of_age_s(0.1, 30.0, now) == pytest.approx(expected_s)
+
+
+def test_the_first_batch_waits_only_for_what_workers_have_begun() -> None:
+    data, prefetch_factor, num_workers = Counted(seconds=0.005), 6, 2
+    with adl.open_session():
+        loader = adl.AdaptiveDataLoader(
+            data, INIT_BATCH_SIZE, num_workers=num_workers, prefetch_factor=prefetch_factor, persistent_workers=True
+        )
+        for _ in range(3):
+            for _ in loader:
+                break
+        num_read = sum(data.times_read) / INIT_BATCH_SIZE
+    # In each loop: the first batch, as many as there are workers, and those begun until the next loop asks.
+    assert num_read <= 3 * 3 * num_workers < 3 * prefetch_factor * num_workers

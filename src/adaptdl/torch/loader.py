@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import numbers
+import queue
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
@@ -307,6 +309,7 @@ class AdaptiveDataLoader(State):
                 if not part and not pads:
                     continue
                 if data is None:
+                    self._take_orders_back()
                     data = iter(self._loader)
                 began = time.monotonic()
                 values = next(data)
@@ -331,6 +334,13 @@ class AdaptiveDataLoader(State):
             if action is not Action.CONTINUE:
                 return action
         return Action.CONTINUE
+
+    def _take_orders_back(self) -> None:
+        """What workers have not begun, of the segment before, they need not: its first batch waits for what they do."""
+        for orders in getattr(self._loader._iterator, "_index_queues", ()):
+            with contextlib.suppress(queue.Empty):  # so it is, too, while a worker waits at it
+                while True:
+                    orders.get_nowait()
 
     def _steps_per_split(self, batch: Batch) -> int | None:
         """How often the only replica makes a step of two parts, to see how noisy its gradients are. None: it does not."""
