@@ -34,7 +34,7 @@ class AdaptiveDataLoader(State):
     ``accumulation_steps + 1`` parts. While the loop runs, replicas may come and go between two steps. If
     `autoscale_batch_size` was called, a loop lasts for one data set's worth of *progress* (n / M₀ steps at M₀), which at
     large batch sizes is more than one pass; otherwise exactly one pass. To learn how noisy gradients are, a single replica
-    then gets one step in 8 as two batches of half the size.
+    then gets one step in 8, later fewer, as two batches of half the size.
 
     Args:
         dataset: a map-style data set of n > 0 samples.
