@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -36,3 +38,32 @@ def test_sparse_gradients_are_refused(layer: type[torch.nn.Embedding]) -> None:
     module = torch.nn.Sequential(layer(10, 4, sparse=True), torch.nn.Linear(4, 1))
     with adl.open_session(), pytest.raises(UsageError, match=r"sparse=True.*'0'"):
         adl.AdaptiveDataParallel(module, torch.optim.SGD(module.parameters(), lr=0.1))
+
+
+def test_parameters_without_a_part_in_the_loss_are_named() -> None:
+    with (
+        adl.open_session(),
+        pytest.raises(UsageError, match=r"find_unused_parameters=True; .* unused.weight, unused.bias had none"),
+    ):
+        _with_unused_parameters({})
+
+
+@pytest.mark.distributed
+def test_on_several_replicas_they_are_named_too_and_nobody_takes_it_for_a_lost_replica() -> None:
+    with Trial(_with_unused_parameters, {}) as trial:
+        trial.reallocate(2)
+        with pytest.raises(AssertionError, match=r"UsageError: .* unused.weight, unused.bias had none"):
+            trial.finish()
+
+
+def _with_unused_parameters(config: dict[str, Any]) -> None:
+    module = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 1), "unused": torch.nn.Linear(2, 1)})
+    module.forward = lambda inputs: module["used"](inputs)  # type: ignore[method-assign]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    model = adl.AdaptiveDataParallel(module, optimizer)
+    loader = adl.AdaptiveDataLoader(torch.utils.data.TensorDataset(torch.randn(16, 2)), batch_size=4)
+    for _ in adl.remaining_epochs_until(1):
+        for (inputs,) in loader:
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import types
 import weakref
 from collections.abc import Callable, Sequence
@@ -37,6 +38,11 @@ _NO_CLOSURES = (
 )
 
 
+_UNFINISHED = "Expected to have finished reduction in the prior iteration"
+"""How torch begins to say that a backward pass has not reached all parameters."""
+_UNUSED = re.compile(r"did not receive grad for rank \d+: ((?:\d+ ?)+)")
+
+
 class AdaptiveDataParallel(torch.nn.Module):
     """Wraps a model and its optimizer, as torch's DistributedDataParallel wraps a model.
 
@@ -56,7 +62,8 @@ class AdaptiveDataParallel(torch.nn.Module):
 
     Raises:
         UsageError: the optimizer has no parameter of the model or needs a closure, the name is taken, `scaling_rule` is not
-            one, or a module of the model gives sparse gradients. Its ``step`` raises it if it is given a closure.
+            one, or a module of the model gives sparse gradients. The optimizer's ``step`` raises it if it is given a closure,
+            and the model's forward pass if parameters had no part in the step before.
     """
 
     module: torch.nn.Module
@@ -105,6 +112,8 @@ class AdaptiveDataParallel(torch.nn.Module):
         except RuntimeError as error:
             if is_out_of_memory(error):
                 self._session.note_out_of_memory()
+            if _UNFINISHED in str(error):
+                raise self._unused_parameters(str(error)) from error
             raise
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -294,9 +303,24 @@ class AdaptiveDataParallel(torch.nn.Module):
 
     def rebuild_buckets(self) -> None:
         """What DistributedDataParallel does before a forward pass, if it wants to: it takes a collective."""
-        if self._ddp is not None:
-            with communicating():
-                self._ddp.reducer._rebuild_buckets()
+        if self._ddp is None:
+            return
+        try:
+            self._ddp.reducer._rebuild_buckets()
+        except RuntimeError as error:
+            if _UNFINISHED in str(error):
+                raise self._unused_parameters(str(error)) from error
+            raise GroupBroken(str(error)) from error
+
+    def _unused_parameters(self, message: str) -> UsageError:
+        """Of torch's message, which has their numbers."""
+        trained = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+        found = _UNUSED.search(message)
+        names = [trained[int(number)] for number in found[1].split()] if found else ["some of them"]
+        return UsageError(
+            "every parameter must have a part in the loss of every step, or AdaptiveDataParallel be made with "
+            f"find_unused_parameters=True; in the step before, {', '.join(names)} had none"
+        )
 
     def match_step(self) -> None:
         """Takes part with zeros in a backward pass that others make."""
