@@ -162,8 +162,8 @@ _TINY = Model(
     local_batch_size=64,
 )
 _FEW_IMAGES = dataclasses.replace(_RESNET, local_batch_size=2)
-"""Where a CPU has no arithmetic for convolutions in bf16, a step of 32 images takes more than a minute. In a shorter step, what is
-constant weighs more."""
+"""Where a CPU has no arithmetic for convolutions in bf16, a step of 32 images takes more than a minute. In a shorter step, what
+is constant weighs more."""
 
 
 def _cases() -> list[Case]:

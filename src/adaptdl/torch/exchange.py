@@ -6,6 +6,7 @@ The vector is summed over the replicas. Its entries:
 =============  ==========================================================================================
 attention      1 on rank 0 if it has a notice for everybody
 left           1 if this replica has left the loop and only keeps the others company
+sums           1 if it has left and has accumulators, whose sums are to be put together once all have left
 interrupted    1 if this replica was asked to stop (Ctrl-C)
 carried        1 if gradients of this replica are in the same collective
 carrier        1 if this replica's gradients can carry the exchange after this one
@@ -37,7 +38,7 @@ from adaptdl.torch.group import Group, GroupBroken
 
 __all__ = ["Carrier", "Exchanged", "StepExchange"]
 
-_NUM_FIXED, _NUM_PER_MODEL = 5, 4
+_NUM_FIXED, _NUM_PER_MODEL = 6, 4
 _MOST_CARRYING = 2**18
 """Elements of gradients that are copied for a ride: about as many as DistributedDataParallel puts into its first bucket."""
 
@@ -63,6 +64,8 @@ class Exchanged(NamedTuple):
 
     attention: bool
     num_left: int
+    has_sums: bool
+    """Whether one of those that have left has accumulators."""
     interrupted: bool
     was_carried: bool
     """Gradients of the replicas that had any are summed by it."""
@@ -105,6 +108,7 @@ class StepExchange:
         *,
         attention: bool = False,
         left: bool = False,
+        has_sums: bool = False,
         interrupted: bool = False,
         gradients: Carrier | None = None,
         next_carrier: Carrier | None = None,
@@ -125,6 +129,7 @@ class StepExchange:
             self._result = Exchanged(
                 attention=attention,
                 num_left=int(left),
+                has_sums=has_sums,
                 interrupted=interrupted,
                 was_carried=False,
                 is_carried_next=False,
@@ -136,6 +141,7 @@ class StepExchange:
         entries = [
             float(attention),
             float(left),
+            float(has_sums),
             float(interrupted),
             float(is_carried),
             float(next_carrier is not None),
@@ -177,9 +183,10 @@ class StepExchange:
             self._result = Exchanged(
                 attention=values[0] > 0,
                 num_left=round(values[1]),
-                interrupted=values[2] > 0,
-                was_carried=values[3] > 0,
-                is_carried_next=round(values[4]) == self._group.num_replicas,
+                has_sums=values[2] > 0,
+                interrupted=values[3] > 0,
+                was_carried=values[4] > 0,
+                is_carried_next=round(values[5]) == self._group.num_replicas,
                 samples=tuple(
                     (local, averaged) if round(num_valid) == self._group.num_replicas else None
                     for num_valid, local, averaged in zip(*columns, strict=True)

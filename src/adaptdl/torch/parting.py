@@ -37,23 +37,23 @@ def _part(session: ElasticSession, loop: Loop, micro: Micro | None) -> None:
             session.count(loop, micro.batch_size, time.monotonic())
     if session.num_replicas == 1:
         return
-    if loop.training:
-        _keep_company(session)
-    session.sums.fold()
+    if not loop.training or _keep_company(session):
+        session.sums.fold()
     if loop.training:
         for model in session.models():
             model.broadcast_buffers()
 
 
-def _keep_company(session: ElasticSession) -> None:
-    """Takes part in exchanges, and with zeros in steps, until all replicas have left the loop."""
+def _keep_company(session: ElasticSession) -> bool:
+    """Takes part in exchanges, and with zeros in steps, until all replicas have left the loop. Returns whether one of them has
+    accumulators."""
     while True:
         for model in session.models():
             model.rebuild_buckets()
         session.launch_exchange(left=True)
         seen = session.take_exchange()
         if seen.num_left == session.num_replicas:
-            return
+            return seen.has_sums
         session.is_matching, session.was_carried = True, seen.was_carried
         try:
             for model in session.stepped or session.stepped_before or session.models():

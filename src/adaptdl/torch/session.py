@@ -722,6 +722,7 @@ class ElasticSession:
         self.exchange.launch(
             attention=self.num_replicas > 1 and not left and wants_attention(self),
             left=left,
+            has_sums=left and bool(self.sums.accumulators()),
             interrupted=self.mailbox.interrupted,
             gradients=carrier if with_gradients else None,
             next_carrier=carrier,
