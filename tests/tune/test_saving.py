@@ -13,9 +13,11 @@ import pytest
 from ray.train._internal.storage import StorageContext
 from ray.tune.result import TRIAL_INFO
 
+from adaptdl.runtime import ElasticConfig
 from adaptdl.runtime.results import Results, Saved
 from adaptdl.tune import AdaptDLTrainable
 from adaptdl.tune.checkpoint import read_trial
+from adaptdl.tune.resume import Known
 
 
 class Info:
@@ -96,8 +98,8 @@ def test_a_trial_goes_on_from_what_was_kept_when_nothing_was_saved(trainable: Ad
     assert (results.newest.snapshot, results.num_taken, again._iteration) == (b"newer", 3, 3)
 
 
-@pytest.mark.parametrize("ended", [True, False])
-def test_what_was_kept_is_removed_at_the_end_of_the_trial_only(trainable: AdaptDLTrainable, ended: bool) -> None:
+@pytest.mark.parametrize("ended", ["", "before", "after"])
+def test_what_was_kept_is_removed_at_the_end_of_the_trial_only(trainable: AdaptDLTrainable, ended: str) -> None:
     storage = trainable._storage
     assert storage is not None
 
@@ -105,10 +107,38 @@ def test_what_was_kept_is_removed_at_the_end_of_the_trial_only(trainable: AdaptD
         await with_state(trainable)
         assert trainable._results is not None
         trainable._results.keep_snapshot(b"newer")
-        if ended:
+        if ended == "before":
             await trainable.finish()
         await trainable.stop()
+        if ended == "after":
+            await trainable.finish()
 
     asyncio.run(main())
-    assert Path(storage.trial_fs_path, ".adaptdl").exists() is not ended
+    assert Path(storage.trial_fs_path, ".adaptdl").exists() is (ended == "")
     shutil.rmtree(storage.storage_fs_path)
+
+
+def test_the_first_result_waits_for_what_the_driver_knows(trainable: AdaptDLTrainable) -> None:
+    """Ray may hand a coordinator calls in another order than they were made in."""
+
+    async def main() -> int:
+        first, second = asyncio.ensure_future(trainable._resumed()), asyncio.ensure_future(trainable._resumed())
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+        assert not first.done()
+        await trainable.know(Known(last_result={"training_iteration": 5}))
+        results = await asyncio.wait_for(first, 5)
+        assert await asyncio.wait_for(second, 5) is results
+        return results.num_taken
+
+    assert asyncio.run(main()) == 5
+
+
+def test_of_two_allocations_the_later_one_counts_whatever_comes_first(trainable: AdaptDLTrainable) -> None:
+    async def main() -> None:
+        await trainable.set_allocation(2, {"node": 2}, ElasticConfig(), "second")
+        await trainable.set_allocation(1, {"node": 1}, ElasticConfig(), "first")
+
+    asyncio.run(main())
+    assert trainable._allocation is not None
+    assert trainable._allocation[2] == "second"

@@ -62,9 +62,9 @@ class ElasticJob:
     async def stop(self) -> None:
         await self._group.stop()
 
-    async def notify(self, replica_id: str, event: Event) -> None:
+    async def notify(self, replica_id: str, number: int | None, event: Event | None) -> None:
         """For replicas."""
-        self._group.notify(replica_id, event)
+        await self._group.notify(replica_id, number, event)
 
     async def report(self, replica_id: str, *result: Any) -> None:
         await self._group.report(replica_id, *result)

@@ -45,14 +45,19 @@ _SESSION_TIMEOUT_S = 60.0
 
 
 class CoordinatorHost:
-    """The session's host: sends everything on to the coordinator's actor, which has `notify`, `report` and `status`."""
+    """The session's host: sends everything on to the coordinator's actor, which has `notify` and `report`."""
 
     def __init__(self, coordinator: ActorHandle[Any], replica_id: str) -> None:
         self._coordinator = coordinator
         self._replica_id = replica_id
+        self._num_sent = 0
+        self._sending = threading.Lock()
 
-    def _send(self, event: Event) -> None:
-        self._coordinator.notify.remote(self._replica_id, event)
+    def _send(self, event: Event | None) -> Any:
+        """One of several threads sends something small; it is taken in its turn (:mod:`adaptdl.runtime.turns`)."""
+        with self._sending:
+            number, self._num_sent = self._num_sent, self._num_sent + 1
+            return self._coordinator.notify.remote(self._replica_id, number, event)
 
     def ready(self, position: Position) -> None:
         self._send(Ready(position=position))
@@ -73,11 +78,12 @@ class CoordinatorHost:
         self._send(update)
 
     def snapshot(self, data: bytes, steps: int) -> None:
-        self._send(SnapshotTaken(data=data, steps=steps))
+        """Returns when the coordinator has taken it: what is said afterwards may rely on it."""
+        ray.get(self._coordinator.notify.remote(self._replica_id, None, SnapshotTaken(data=data, steps=steps)))
 
     def flush(self) -> None:
-        """Returns when the coordinator has taken all that was sent to it: it takes messages in their order."""
-        ray.get(self._coordinator.status.remote())
+        """Returns when the coordinator has taken all that was sent to it."""
+        ray.get(self._send(None))
 
     def report(
         self, metrics: dict[str, Any], files: dict[str, bytes] | None, snapshot: bytes | None, number: int

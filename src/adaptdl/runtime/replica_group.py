@@ -41,6 +41,7 @@ from adaptdl.runtime.recovering import Recovery, bring_together, furthest, stand
 from adaptdl.runtime.results import Results
 from adaptdl.runtime.starting import Starter
 from adaptdl.runtime.switching import PlanAborted, ReplicaUnreachable, Switcher, ask
+from adaptdl.runtime.turns import Turns
 from adaptdl.runtime.watching import SHARE_BETWEEN_LOOKS, Watch, progress_limit_s
 
 __all__ = ["ReplicaGroup"]
@@ -92,6 +93,7 @@ class ReplicaGroup:
         self._results = results
         self._clock = clock
         self._changed = asyncio.Event()
+        self._turns = Turns()
         self._reservations = Reservations(prefix_of(job.experiment, job.job_id))
         self._launcher = Launcher(
             job=job, function=function, config=config, coordinator=coordinator, reservations=self._reservations
@@ -170,8 +172,16 @@ class ReplicaGroup:
 
     # -- from the replicas ------------------------------------------------------------------------------------------
 
-    def notify(self, replica_id: str, event: Event) -> None:
-        """Takes what a replica has to say. Never waits."""
+    async def notify(self, replica_id: str, number: int | None, event: Event | None) -> None:
+        """Takes what a replica has to say, in the order of the numbers; None has no place in it. `event` None: nothing, it asks
+        whether all before was taken."""
+        if number is None:
+            self._take(replica_id, event)
+            return
+        async with self._turns.turn(replica_id, number):
+            self._take(replica_id, event)
+
+    def _take(self, replica_id: str, event: Event | None) -> None:
         record = self._roster.get(replica_id)
         if record is None or self._ended:
             return
@@ -192,7 +202,7 @@ class ReplicaGroup:
                 self.news.updated(event, self._clock())
             case SnapshotTaken():
                 self._results.keep_snapshot(event.data)
-            case Left():
+            case Left() | None:
                 pass  # the end of its function follows, or it is parked
         self._changed.set()
 

@@ -107,6 +107,8 @@ class AllocationLoop:
         self._nodes: list[Node] = []
         self._looked_at = 0.0
         self._sweeps: list[tuple[float, str]] = []
+        self._num_sent = 0
+        """Allocations told to coordinators, who need the newest only and may receive it before an older one."""
         self._departed: set[str] = set()
         """Trials that had a coordinator, and may come again."""
         self._wake = threading.Event()
@@ -253,8 +255,11 @@ class AllocationLoop:
             assert trial.coordinator is not None
             assert trial.wish is not None
             trial.sent = trial.wish
+            self._num_sent += 1
             trial.answers.append(
-                trial.coordinator.set_allocation.remote(dict(trial.wish.after), trial.wish.elastic, trial.wish.reason)
+                trial.coordinator.set_allocation.remote(
+                    self._num_sent, dict(trial.wish.after), trial.wish.elastic, trial.wish.reason
+                )
             )
 
     def _fail_the_infeasible(self, now: float) -> None:

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.air.constants import EXPR_PROGRESS_FILE, EXPR_RESULT_FILE
+from ray.exceptions import GetTimeoutError, RayError
 from ray.train._internal.storage import StorageContext, _exists_at_fs_path, _upload_to_fs_path
 from ray.tune import Callback
 from ray.tune.experiment import Trial
@@ -30,6 +32,9 @@ from adaptdl.tune.vault import VaultPlace
 __all__ = ["Bookkeeper"]
 
 logger = logging.getLogger(__name__)
+
+_ANSWER_TIMEOUT_S = 5.0
+"""A coordinator that was told to stop has answered, or Tune has ended it."""
 
 
 class Bookkeeper(Callback):
@@ -44,8 +49,8 @@ class Bookkeeper(Callback):
         """Trials that were started and do not run: whether they failed."""
         self._last_results: dict[str, dict[str, Any]] = {}
         """Of trials that are being restored, as before that."""
-        self._told: set[str] = set()
-        """Trials whose coordinators know that they have come to their end."""
+        self._told: dict[str, Any] = {}
+        """Trials whose coordinators were told that they have come to their end, and their answers."""
         self._unfinished: set[str] | None = None
         """Trials that were not at their end after Tune's last step; those ended later were cut off."""
 
@@ -81,8 +86,7 @@ class Bookkeeper(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         coordinator = trial.temporary_state.ray_actor
         if coordinator is not None:
-            coordinator.finish.remote()
-            self._told.add(trial.trial_id)
+            self._told[trial.trial_id] = coordinator.finish.remote()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._unfinished = {trial.trial_id for trial in trials if not trial.is_finished()}
@@ -100,7 +104,7 @@ class Bookkeeper(Callback):
         """Removes the saved states of trials that came to their end without a coordinator that could do it."""
         for trial in trials:
             ended = trial.status == Trial.TERMINATED and trial.trial_id not in (self._unfinished or ())
-            if not ended or trial.trial_id in self._told or trial.relative_logdir is None:
+            if not ended or trial.relative_logdir is None or self._has_heard(trial):
                 continue
             place = VaultPlace.of(trial.storage, None)
             assert place is not None
@@ -108,6 +112,16 @@ class Bookkeeper(Callback):
                 place.remove()
             except OSError as error:
                 logger.warning("cannot remove %s, which is not needed any more: %s", place.path, error)
+
+    def _has_heard(self, trial: Trial) -> bool:
+        """Whether its coordinator has learned that the trial has come to its end, before it was ended itself."""
+        if trial.trial_id not in self._told:
+            return False
+        try:
+            ray.get(self._told[trial.trial_id], timeout=_ANSWER_TIMEOUT_S)
+        except (RayError, GetTimeoutError):
+            return False
+        return True
 
 
 def _number(result: Mapping[str, Any] | None) -> int:

@@ -62,6 +62,8 @@ class AdaptDLTrainable(Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         self._known: Known | None = None
+        self._is_known = asyncio.Event()
+        self._resuming = asyncio.Lock()
         self._start = Start(descent=Descent())
         self._num_saved = 0
         """What has been saved so far, and in the trial's life before."""
@@ -72,6 +74,7 @@ class AdaptDLTrainable(Trainable):
         self._group: ReplicaGroup | None = None
         self._results: Results | None = None
         self._allocation: tuple[Mapping[str, int], ElasticConfig, str] | None = None
+        self._allocation_number = 0
         self._failure: JobError | None = None
         self._began_at = time.monotonic()
         self._contacted = False
@@ -88,7 +91,7 @@ class AdaptDLTrainable(Trainable):
     async def train(self) -> dict[str, Any]:
         """Waits for the next result."""
         began = time.monotonic()
-        results = self._results or await self._resume(None, {})
+        results = await self._resumed()
         self._begin(results)
         result = None
         while True:
@@ -122,7 +125,7 @@ class AdaptDLTrainable(Trainable):
         If it cannot be written, the answer is a result without a checkpoint: Tune keeps the ones it has, and goes on with
         what it wanted to save for (to continue, to pause, to skip an exploit). An error would end the trial.
         """
-        results = self._results or await self._resume(None, {})
+        results = await self._resumed()
         state = self._to_save(results.saved(self._num_seen), self._num_seen)
         metrics: dict[str, Any] = dict(self._last_result or self._start.metrics)
         async with self._saving:
@@ -174,7 +177,16 @@ class AdaptDLTrainable(Trainable):
             checkpoint_path, metrics = checkpoint_path.checkpoint, dict(checkpoint_path.metrics)
         elif isinstance(checkpoint_path, str):
             checkpoint_path = Checkpoint.from_directory(checkpoint_path)
-        await self._resume(checkpoint_path, metrics)
+        await self._wait_for_the_driver()
+        async with self._resuming:
+            await self._resume(checkpoint_path, metrics)
+
+    async def _resumed(self) -> Results:
+        """Tune's calls may overlap: the first that needs to know what the trial goes on from finds it."""
+        if self._results is None:
+            await self._wait_for_the_driver()
+        async with self._resuming:
+            return self._results or await self._resume(None, {})
 
     async def _resume(self, checkpoint: Checkpoint | None, metrics: Mapping[str, Any]) -> Results:
         """Finds what the trial goes on from."""
@@ -210,15 +222,28 @@ class AdaptDLTrainable(Trainable):
         self._restored = start.restored
         return self._results
 
+    async def _wait_for_the_driver(self) -> None:
+        """`know` is called first, and may come later than the calls after it. Nobody calls it where a scheduler of ours is
+        missing."""
+        if self._storage is None:  # made by hand, outside of Tune
+            return
+        try:
+            await asyncio.wait_for(self._is_known.wait(), type(self).elastic.contact_timeout_s)
+        except TimeoutError:
+            logger.debug("trial %s starts without word from the driver", self.trial_id)
+
     async def stop(self) -> None:
         """Ends all replicas and gives everything back; quick, and may be called at any time."""
         self._stopped = True
         if self._group is not None:
             await self._group.stop()
         if self._vault is not None:
-            close = functools.partial(self._vault.close, timeout_s=_CLOSE_TIMEOUT_S, remove=self._over)
-            await asyncio.get_running_loop().run_in_executor(None, close)
+            await self._close(self._vault)
         Trainable.stop(self)
+
+    async def _close(self, vault: Vault) -> None:
+        close = functools.partial(vault.close, timeout_s=_CLOSE_TIMEOUT_S, remove=self._over)
+        await asyncio.get_running_loop().run_in_executor(None, close)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return False
@@ -226,18 +251,26 @@ class AdaptDLTrainable(Trainable):
     # -- from Tune's driver, by the bookkeeper ----------------------------------------------------------------------
 
     async def know(self, known: Known) -> None:
-        """What the driver knows of the trial; before `restore` and `train`."""
+        """What the driver knows of the trial; `restore` and `train` wait for it."""
         self._known = known
+        self._is_known.set()
 
     async def finish(self) -> None:
-        """The trial has come to its end; `stop` follows."""
+        """The trial has come to its end. `stop` follows, or was heard before."""
         self._over = True
+        if self._stopped and self._vault is not None:
+            await self._close(self._vault)
 
     # -- from the allocator -----------------------------------------------------------------------------------------
 
-    async def set_allocation(self, allocation: Mapping[str, int], elastic: ElasticConfig, reason: str) -> JobStatus:
-        """The replicas the trial should have from now on. Returns at once."""
+    async def set_allocation(
+        self, number: int, allocation: Mapping[str, int], elastic: ElasticConfig, reason: str
+    ) -> JobStatus:
+        """The replicas the trial should have from now on, unless one of a higher number has come before. Returns at once."""
         self._contacted = True
+        if number < self._allocation_number:
+            return self._status()
+        self._allocation_number = number
         self._allocation = (allocation, elastic, reason)
         if self._group is not None:
             self._group.set_allocation(allocation, elastic, reason)
@@ -256,9 +289,9 @@ class AdaptDLTrainable(Trainable):
 
     # -- from the replicas ------------------------------------------------------------------------------------------
 
-    async def notify(self, replica_id: str, event: Event) -> None:
+    async def notify(self, replica_id: str, number: int | None, event: Event | None) -> None:
         assert self._group is not None
-        self._group.notify(replica_id, event)
+        await self._group.notify(replica_id, number, event)
 
     async def report(self, replica_id: str, *result: Any) -> None:
         assert self._group is not None
