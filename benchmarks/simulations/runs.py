@@ -99,6 +99,7 @@ def _perform(run: Run, traces: Path | None) -> Figures:
         immediate=run.immediate,
         adaptive=adaptive,
         exclusive=exclusive,
+        kin=run.policy != "published objective",
         outages=outages,
         stopper=AshaStopper() if run.asha else None,
         resolution_s=0.0 if run.workload is None else 1.0,

@@ -88,6 +88,18 @@ def test_a_job_that_scales_grows_as_it_is_profiled(policy: Policy) -> None:
     assert seen == [4, 8, 8]
 
 
+@pytest.mark.parametrize(("kind", "first"), [("model", 4), ("another", 1), (None, 1)])
+def test_what_was_learnt_of_a_job_that_has_ended_is_used_for_the_next_of_its_kind(kind: str | None, first: int) -> None:
+    allocator, _ = make()
+    allocator.add_job("one", CPU, kind="model")
+    allocator.step(nodes(a=8))
+    allocator.update("one", status({"a": 1}, scaling_report(8)))
+    allocator.remove_job("one")
+    allocator.add_job("two", CPU, kind=kind)
+    (change,) = allocator.step(nodes(a=4))
+    assert (change.job_id, dict(change.after), change.reason) == ("two", {"a": first}, "start")
+
+
 def test_an_arrival_gets_a_place_from_those_who_have_more_and_they_give_first() -> None:
     allocator, _ = make()
     allocator.add_job("one", CPU)

@@ -102,6 +102,14 @@ def test_an_elastic_job_grows_once_its_speed_is_known() -> None:
     assert ends(result) == {"only": 20 + (100 - 10 - 40) / 6}
 
 
+@pytest.mark.parametrize(("kin", "sizes"), [(True, [6]), (False, [1, 4, 6])])
+def test_the_next_job_of_an_application_need_not_be_profiled(kin: bool, sizes: list[int]) -> None:
+    jobs = [spec("first"), spec("second", submitted_s=1000.0)]
+    result = simulated(jobs, num_gpus=6, policy=OptimalPolicy(), adaptive=True, kin=kin)
+    given = [sum(change.after.values()) for change in result.reallocations if change.job_id == "second"]
+    assert given == sizes
+
+
 def test_many_short_epochs_at_odd_moments_come_to_an_end() -> None:
     """Sums of seconds are never exact; an end that is missed by a rounding error must not be waited for forever."""
     jobs = [spec(f"j{i}", i / 7, application=perfect(33 / 7, num_epochs=11)) for i in range(30)]

@@ -278,7 +278,13 @@ def run_for_real(tmp_path: Path) -> Run:
         DistributedTrainableCreator(emulated_training()),
         search_alg=OneByOne(tmp_path / "generations"),
         num_samples=len(APPLICATIONS),
-        scheduler=AdaptDLScheduler(clocked, policy=noted, interval_s=INTERVAL_S, elastic=ELASTIC),
+        scheduler=AdaptDLScheduler(
+            clocked,
+            policy=noted,
+            interval_s=INTERVAL_S,
+            elastic=ELASTIC,
+            kind_of=lambda trial: str(trial.trial_id),  # each is an application of its own
+        ),
         storage_path=str(tmp_path / "results"),
         time_budget_s=LONGEST_S,
         verbose=1,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from adaptdl.goodput import JobReport
 from adaptdl.policy import Job, Node, Policy
 from adaptdl.policy.demand import elastic_job
+from adaptdl.policy.kin import Kin
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.messages import JobStatus, Phase
 from adaptdl.runtime.nodes import capacity, default_resources_per_replica, holds
@@ -47,6 +48,7 @@ class _Entry:
 
     elastic: ElasticConfig
     arrival: int
+    kind: str
     resumes: bool = False
     allocation: dict[str, int] = field(default_factory=dict)
     """Decided last."""
@@ -84,6 +86,7 @@ class Allocator:
         self._interval_s = interval_s
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
+        self._kin = Kin()
         self._num_arrived = 0
         self._stepped_at = -math.inf
         self._something_happened = False
@@ -91,11 +94,14 @@ class Allocator:
 
     # -- what it is told --------------------------------------------------------------------------------------------
 
-    def add_job(self, job_id: str, elastic: ElasticConfig, *, resumes: bool = False) -> None:
-        """A job has come, or comes again: after its coordinator was lost, or when it was put aside (`resumes`)."""
+    def add_job(self, job_id: str, elastic: ElasticConfig, *, resumes: bool = False, kind: str | None = None) -> None:
+        """A job has come, or comes again: after its coordinator was lost, or when it was put aside (`resumes`). What is learnt of
+        one job is used for others of its `kind`; None: it has none like it."""
         arrival = self._entries[job_id].arrival if job_id in self._entries else self._num_arrived
         self._num_arrived += 1
-        self._entries[job_id] = _Entry(elastic=elastic, arrival=arrival, resumes=resumes)
+        self._entries[job_id] = _Entry(
+            elastic=elastic, arrival=arrival, kind=f"job {job_id}" if kind is None else kind, resumes=resumes
+        )
         self._something_happened = True
 
     def remove_job(self, job_id: str) -> None:
@@ -111,6 +117,7 @@ class Allocator:
         before = entry.report
         profiled_before = entry.max_profiled_replicas
         entry.status = status
+        self._kin.learn(entry.kind, status.report)
         if (before is None and entry.report is not None) or entry.max_profiled_replicas > profiled_before:
             self._something_happened = True
 
@@ -210,7 +217,7 @@ class Allocator:
         runs = entry.status is not None and entry.status.phase in (Phase.RUNNING, Phase.STARTING)
         return elastic_job(
             job_id,
-            entry.report,
+            self._kin.informed(entry.kind, entry.report),
             resources=elastic.resources_per_replica,
             min_replicas=elastic.min_replicas,
             max_replicas=max(elastic.min_replicas, min(room, elastic.max_replicas or room)),

@@ -24,6 +24,7 @@ import numpy as np
 from adaptdl.errors import AdaptDLError, UsageError
 from adaptdl.policy import Allocation, Job, Node, Policy, violations
 from adaptdl.policy.demand import elastic_job, move_cost
+from adaptdl.policy.kin import Kin
 from adaptdl.sim.application import split_batch
 from adaptdl.sim.job import JobSpec, SimulatedJob
 from adaptdl.sim.results import JobResult, Reallocation, Sample, SimulationResult
@@ -98,6 +99,7 @@ class Simulation:
         outages: Sequence[Outage] = (),
         stopper: Stopper | None = None,
         max_concurrent: int | None = None,
+        kin: bool = True,
         profile_s: float = 10.0,
         resolution_s: float = 1.0,
         longest_s: float = 1e7,
@@ -118,6 +120,7 @@ class Simulation:
             outages: when nodes are away.
             stopper: which trials end early.
             max_concurrent: so many jobs at a time; the next one is submitted when one of them ends.
+            kin: whether what is learnt of a job is used for others of the same application.
             profile_s: with `immediate`, seconds of training after which a new number of replicas counts as profiled.
             resolution_s: epochs end at multiples of it.
             longest_s: after so much simulated time with jobs left the run is given up.
@@ -149,6 +152,7 @@ class Simulation:
         """Whether jobs are held back by `max_concurrent`."""
         self._profile_s, self._resolution_s, self._longest_s = profile_s, resolution_s, longest_s
         self._on_turn = on_turn or (lambda now_s, num_complete: None)
+        self._kin = Kin() if kin else None
         self._now_s = 0.0
         self._rounds = 0
         self._jobs: list[SimulatedJob] = []
@@ -279,6 +283,9 @@ class Simulation:
             return
         room = int(sum(node.resources.get(REPLICA_RESOURCE, 0.0) for node in nodes))
         active = [job for job in active if job.spec.min_replicas <= room]
+        if self._kin is not None:
+            for job in self._jobs:
+                self._kin.learn(job.spec.application.name, job.report())
         jobs = [self._job(job, nodes, room) for job in active]
         current = {job.job_id: job.allocation for job in active if job.allocation}
         decision = self._policy.allocate(nodes, jobs, current)
@@ -306,9 +313,10 @@ class Simulation:
         most = max(spec.min_replicas, min(room, spec.max_replicas or room, spec.application.max_replicas))
         if not self._adaptive:
             return self._informed_job(job, nodes, most)
+        report = job.report()
         return elastic_job(
             job.job_id,
-            job.report(),
+            report if self._kin is None else self._kin.informed(spec.application.name, report),
             resources={REPLICA_RESOURCE: 1.0},
             min_replicas=spec.min_replicas,
             max_replicas=most,

@@ -49,6 +49,8 @@ class Arrived:
 
     trial_id: str
     elastic: ElasticConfig
+    kind: str
+    """Trials of one kind share what is learnt of their speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,7 @@ class _Trial:
     """What the thread knows of one trial."""
 
     elastic: ElasticConfig
+    kind: str
     coordinator: ActorHandle[Any] | None = None
     had_coordinator: bool = False
     in_allocator: bool = False
@@ -188,9 +191,11 @@ class AllocationLoop:
         trial = self._trials.get(news.trial_id)
         if isinstance(news, Arrived):
             known = news.trial_id in self._departed or (trial is not None and trial.had_coordinator)
-            self._trials[news.trial_id] = _Trial(elastic=news.elastic, had_coordinator=known, in_allocator=True)
+            self._trials[news.trial_id] = _Trial(
+                elastic=news.elastic, kind=news.kind, had_coordinator=known, in_allocator=True
+            )
             self._sweeps = [(due, trial_id) for due, trial_id in self._sweeps if trial_id != news.trial_id]
-            self._allocator.add_job(news.trial_id, news.elastic, resumes=known)
+            self._allocator.add_job(news.trial_id, news.elastic, resumes=known, kind=news.kind)
         elif trial is None:
             return
         elif isinstance(news, Departed):
@@ -211,7 +216,7 @@ class AllocationLoop:
         needed = seen.coordinator is not None or seen.waits
         if needed and not trial.in_allocator:
             trial.wish = None
-            self._allocator.add_job(seen.trial_id, trial.elastic, resumes=trial.had_coordinator)
+            self._allocator.add_job(seen.trial_id, trial.elastic, resumes=trial.had_coordinator, kind=trial.kind)
         elif not needed and trial.in_allocator:
             trial.wish = None
             self._allocator.remove_job(seen.trial_id)

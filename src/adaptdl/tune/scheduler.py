@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,6 +82,9 @@ class AdaptDLScheduler(TrialScheduler):
         min_replicas: a trial runs on at least so many replicas, or waits; for trials that do not say it themselves.
         max_replicas: and on at most so many.
         elastic: time limits and the like; the three arguments above are put into it.
+        kind_of: gives the name of a trial's kind. How fast trials of one kind train on so many replicas is learnt from all of
+            them, so name what makes them differ, for instance ``lambda trial: str(trial.config["num_layers"])``. None: all
+            trials of one training function are of a kind; one that computes faster or slower than the others is noticed.
 
     Raises:
         UsageError: an argument is out of its bounds.
@@ -97,6 +100,7 @@ class AdaptDLScheduler(TrialScheduler):
         min_replicas: int = 1,
         max_replicas: int | None = None,
         elastic: ElasticConfig | None = None,
+        kind_of: Callable[[Trial], str] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if base_scheduler is not None and not isinstance(base_scheduler, TrialScheduler):
@@ -111,6 +115,7 @@ class AdaptDLScheduler(TrialScheduler):
         own = ElasticConfig(
             resources_per_replica=resources_per_replica, min_replicas=min_replicas, max_replicas=max_replicas
         )
+        self._kind_of = kind_of or (lambda trial: str(trial.trainable_name))
         self._elastic = own.with_defaults(elastic or ElasticConfig())
         self._experiment: _Experiment | None = None
 
@@ -154,7 +159,7 @@ class AdaptDLScheduler(TrialScheduler):
         experiment.elastic = elastic
         experiment.tracked[trial.trial_id] = _Tracked(trial=trial)
         experiment.admission.count_living([trial.trial_id])
-        experiment.loop.tell(Arrived(trial_id=trial.trial_id, elastic=elastic))
+        experiment.loop.tell(Arrived(trial_id=trial.trial_id, elastic=elastic, kind=self._kind_of(trial)))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision: str = self._base.on_trial_result(tune_controller, trial, result)
