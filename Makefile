@@ -16,9 +16,14 @@ STAMP := .venv/.stamp
 demo: $(STAMP)
 	@$(BIN)/python examples/hyperopt_example.py $(DEMO_ARGS)
 
-# Files side by side: a test that starts processes keeps one CPU busy, rarely two.
+# All of them in files side by side (a test that starts processes keeps one CPU busy, rarely two), and then those that need quiet.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile $(TEST_ARGS)
+ifeq ($(strip $(TEST_ARGS)),)
+	@$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile -m "not quiet"
+	@$(BIN)/python -m pytest -q -m quiet
+else
+	@$(BIN)/python -m pytest -q $(TEST_ARGS)
+endif
 
 check: $(STAMP)
 	@$(BIN)/ruff check .

@@ -41,7 +41,7 @@ from adaptdl.sim import (
 )
 from adaptdl.tune import AdaptDLScheduler, DistributedTrainableCreator
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.quiet]
 
 NUM_NODES, CPUS_PER_NODE = 2, 2
 INTERVAL_S = 5.0

@@ -25,7 +25,7 @@ from adaptdl.policy.cluster import Job
 
 __all__ = ["LEAST", "by_remaining_time"]
 
-LEAST = 0.25
+LEAST = 0.4
 
 
 def by_remaining_time(jobs: Sequence[Job], shortest_first: float) -> list[Job]:
