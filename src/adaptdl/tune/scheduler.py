@@ -69,6 +69,10 @@ class _Experiment:
     goodput: dict[str, float] = field(default_factory=dict)
 
 
+def _name_of_trainable(trial: Trial) -> str:
+    return str(trial.trainable_name)
+
+
 class AdaptDLScheduler(TrialScheduler):
     """Adjusts the replicas of every trial while it runs, so that the cluster does the most useful training it can.
 
@@ -115,7 +119,7 @@ class AdaptDLScheduler(TrialScheduler):
         own = ElasticConfig(
             resources_per_replica=resources_per_replica, min_replicas=min_replicas, max_replicas=max_replicas
         )
-        self._kind_of = kind_of or (lambda trial: str(trial.trainable_name))
+        self._kind_of = kind_of or _name_of_trainable
         self._elastic = own.with_defaults(elastic or ElasticConfig())
         self._experiment: _Experiment | None = None
 
