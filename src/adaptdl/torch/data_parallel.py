@@ -306,11 +306,12 @@ class AdaptiveDataParallel(torch.nn.Module):
         if self._ddp is None:
             return
         try:
-            self._ddp.reducer._rebuild_buckets()
-        except RuntimeError as error:
+            with communicating():
+                self._ddp.reducer._rebuild_buckets()
+        except GroupBroken as error:
             if _UNFINISHED in str(error):
                 raise self._unused_parameters(str(error)) from error
-            raise GroupBroken(str(error)) from error
+            raise
 
     def _unused_parameters(self, message: str) -> UsageError:
         """Of torch's message, which has their numbers."""
