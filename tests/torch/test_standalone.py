@@ -45,33 +45,6 @@ with adl.open_session(checkpoint_dir=sys.argv[1] if len(sys.argv) > 1 else None)
 """
 
 
-SLOW_TO_FORGET = """
-import time
-import torch
-from torch.utils.data import TensorDataset
-import adaptdl.torch as adl
-from adaptdl.torch.reducer import GradientReducer
-
-class Slow:
-    def __del__(self):  # in the thread that has summed gradients, when it lets go of the callback
-        time.sleep(0.5)
-
-sum_ = GradientReducer._sum
-
-def slow_sum(self, buffer, index, then):
-    slow = Slow()
-    return sum_(self, buffer, index, lambda result, launched: (then(result, launched), slow)[0])
-
-GradientReducer._sum = slow_sum
-with adl.open_session():
-    loader = adl.AdaptiveDataLoader(TensorDataset(torch.randn(12, 8)), batch_size=4)
-    module = torch.nn.Linear(8, 1)
-    model = adl.AdaptiveDataParallel(module, torch.optim.SGD(module.parameters(), lr=0.1))
-    for (x,) in loader:
-        model(x).sum().backward()
-"""
-
-
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
     path = tmp_path / "script.py"
@@ -104,13 +77,6 @@ def test_alone_and_under_torchrun_it_is_the_same_training(script: Path) -> None:
     two = run(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script))
     assert epochs(two) == epochs(alone)
     assert total(two) == pytest.approx(total(alone), rel=1e-4)
-
-
-def test_threads_that_sum_gradients_have_let_go_of_them_when_a_script_ends(tmp_path: Path) -> None:
-    """One that asks for the interpreter while that is ending aborts the process."""
-    path = tmp_path / "script.py"
-    path.write_text(SLOW_TO_FORGET)
-    run(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(path))
 
 
 def test_ctrl_c_and_the_same_command_again_go_on_in_mid_epoch(script: Path, tmp_path: Path) -> None:

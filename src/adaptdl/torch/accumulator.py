@@ -58,6 +58,7 @@ class Accumulator(State):
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__(name)
+        self.session.sums.add(self)
         self._sums: dict[str, Any] = {}
         self._changes: dict[str, Any] = {}
         self._mark: dict[str, Any] = {}

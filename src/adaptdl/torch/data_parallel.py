@@ -94,6 +94,8 @@ class AdaptiveDataParallel(torch.nn.Module):
         self._is_dirty = False
         """Gradients of a part of a step are there, and wait for the other parts."""
         self._parts: PartNorms | None = None
+        self._buckets_are_final = False
+        """Whether the replicas of the generation have agreed on them."""
         self._adapt_optimizer()
         self._state = _ModelState(self, name)
         self._session.add_model(self)
@@ -267,6 +269,7 @@ class AdaptiveDataParallel(torch.nn.Module):
         ddp.register_comm_hook(weakref.ref(self), _reduce_bucket)
         ddp.train(self.training)
         object.__setattr__(self, "_ddp", ddp)
+        self._buckets_are_final = False
 
     def release(self) -> None:
         """The generation ends."""
@@ -278,6 +281,8 @@ class AdaptiveDataParallel(torch.nn.Module):
         """A loop is over; parts of a step that was not finished are not waited for."""
         self._is_dirty = False
         self._watch_no_parts()
+        if self._reducer is not None:
+            self._reducer.drop_sums()
 
     def take_sample(self) -> tuple[float, float] | None:
         return None if self._reducer is None else self._reducer.take_sample()
@@ -303,11 +308,11 @@ class AdaptiveDataParallel(torch.nn.Module):
 
     def rebuild_buckets(self) -> None:
         """What DistributedDataParallel does before a forward pass, if it wants to: it takes a collective."""
-        if self._ddp is None:
+        if self._ddp is None or self._buckets_are_final:
             return
         try:
             with communicating():
-                self._ddp.reducer._rebuild_buckets()
+                self._buckets_are_final = self._ddp.reducer._rebuild_buckets() or self.find_unused_parameters
         except GroupBroken as error:
             if _UNFINISHED in str(error):
                 raise self._unused_parameters(str(error)) from error
@@ -368,7 +373,7 @@ class AdaptiveDataParallel(torch.nn.Module):
             return reducer.unsummed(bucket)
         if bucket.index() == 0:
             if session.num_replicas > 1:
-                reducer.carrier = Carrier.of(bucket)
+                reducer.note_carrier(bucket)
             session.on_first_bucket(self)
             scale = self._mp_scaler.get_scale() if self._mp_scaler is not None else 1.0
             parts, self._parts = self._parts, None

@@ -28,7 +28,6 @@ that has no gradients (it has left the loop, or begins one) sends zeros in their
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -43,8 +42,7 @@ _MOST_CARRYING = 2**18
 """Elements of gradients that are copied for a ride: about as many as DistributedDataParallel puts into its first bucket."""
 
 
-@dataclass(frozen=True)
-class Carrier:
+class Carrier(NamedTuple):
     """The only bucket of a model's gradients."""
 
     numel: int
@@ -84,9 +82,13 @@ class StepExchange:
         self._group = group
         self._entries: list[float] | None = None
         """This replica's, of the exchange that was not taken yet."""
-        self._vector: torch.Tensor | None = None
-        """Under way: gradients or zeros, and the entries."""
+        self._vector = torch.empty(0)
+        """Under way, or sent last: gradients or zeros, and the entries."""
+        self._values = self._vector.numpy()
+        """Its memory. So few numbers are sooner written and read by numpy."""
         self._work: dist.Work | None = None
+        self._is_launched, self._is_summed = False, False
+        """Whether it has left (or could not), and whether it was waited for."""
         self._result: Exchanged | None = None
         self._carrier: Carrier | None = None
         """Of the next exchange, as all have said; and of the one under way."""
@@ -101,7 +103,7 @@ class StepExchange:
     @property
     def awaits_gradients(self) -> bool:
         """Whether it has not left yet, and does with `carry`."""
-        return self._entries is not None and self._vector is None and self._result is None
+        return self._entries is not None and not self._is_launched and self._result is None
 
     def launch(
         self,
@@ -153,20 +155,34 @@ class StepExchange:
         if not is_carried:
             self._launch(None)
 
-    def carry(self, gradients: torch.Tensor) -> dist.Work:
-        """Launches the exchange that awaits them. The result of the work begins with their sum. Raises GroupBroken."""
+    def carry(self, gradients: torch.Tensor) -> None:
+        """Launches the exchange that awaits them; `deliver` must follow. Raises GroupBroken."""
         assert self.awaits_gradients
         self._launch(gradients)
-        assert self._work is not None
-        return self._work
+
+    def deliver(self, gradients: torch.Tensor) -> None:
+        """Waits, and puts the sum into `gradients`, which it has carried. Raises GroupBroken."""
+        self._wait()
+        gradients.numpy()[:] = self._values[: gradients.numel()]
 
     def _launch(self, gradients: torch.Tensor | None) -> None:
-        dtype = torch.float64 if self._carrier is None else self._carrier.dtype
-        entries = torch.tensor(self._entries, dtype=dtype)
-        if gradients is None and self._carrier is not None:
-            gradients = torch.zeros(self._carrier.numel, dtype=dtype)
-        self._vector = entries if gradients is None else torch.cat([gradients, entries])
+        assert self._entries is not None
+        carrier, num_entries = self._carrier, len(self._entries)
+        numel, dtype = (0, torch.float64) if carrier is None else carrier
+        if len(self._vector) != numel + num_entries or self._vector.dtype != dtype:
+            self._vector = torch.empty(numel + num_entries, dtype=dtype)
+            self._values = self._vector.numpy()
+        self._values[:numel] = 0 if gradients is None else gradients.numpy()
+        self._values[numel:] = self._entries
+        self._is_launched = True
         self._work = self._group.all_reduce_async(self._vector)
+
+    def _wait(self) -> None:
+        if self._work is None:
+            raise GroupBroken("the step exchange could not be launched")
+        if not self._is_summed:
+            self._group.wait_for(self._work)
+            self._is_summed = True
 
     def peek(self) -> Exchanged:
         """Waits for the exchange under way and reads it. Raises GroupBroken."""
@@ -174,11 +190,8 @@ class StepExchange:
         if self._result is None:
             if self.awaits_gradients:  # they did not come to it
                 self._launch(None)
-            if self._vector is None or self._work is None:
-                raise GroupBroken("the step exchange could not be launched")
-            with self._group.waiting():
-                self._work.wait()
-            values = self._vector[-len(self._entries) :].tolist()
+            self._wait()
+            values = self._values[-len(self._entries) :].tolist()
             *columns, norms_due = (values[_NUM_FIXED + column :: _NUM_PER_MODEL] for column in range(_NUM_PER_MODEL))
             self._result = Exchanged(
                 attention=values[0] > 0,
@@ -199,5 +212,6 @@ class StepExchange:
         """As `peek`, and makes room for the next one."""
         result = self.peek()
         self._carrier = self._next_carrier if result.is_carried_next else None
-        self._entries = self._vector = self._work = self._result = self._next_carrier = None
+        self._entries = self._work = self._result = self._next_carrier = None
+        self._is_launched = self._is_summed = False
         return result

@@ -35,7 +35,11 @@ def communicating() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise GroupBroken(str(error).strip() or type(error).__name__) from error
+        raise _broken(error) from error
+
+
+def _broken(error: RuntimeError) -> GroupBroken:
+    return GroupBroken(str(error).strip() or type(error).__name__)
 
 
 class Group:
@@ -62,6 +66,16 @@ class Group:
         try:
             with communicating():
                 yield
+        finally:
+            self.waits_since = None
+
+    def wait_for(self, work: dist.Work) -> None:
+        """As what is within `waiting`, without the cost of a context. Raises GroupBroken."""
+        self.waits_since = time.monotonic()
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise _broken(error) from error
         finally:
             self.waits_since = None
 
@@ -147,8 +161,10 @@ class Group:
         """As `all_reduce`, without waiting. None: there is nobody to wait for."""
         if self.num_replicas == 1:
             return None
-        with communicating():
+        try:
             work: dist.Work | None = dist.all_reduce(vector, async_op=True)
+        except RuntimeError as error:
+            raise _broken(error) from error
         return work
 
     def broadcast(self, tensor: torch.Tensor) -> None:

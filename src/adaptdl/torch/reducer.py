@@ -1,6 +1,8 @@
 """Sums gradients over the replicas, by shares, and takes the norms that the noise scale needs on the way.
 
-It is the communication hook of torch's DistributedDataParallel, so it sees flat buckets, not parameters.
+It is the communication hook of torch's DistributedDataParallel, so it sees flat buckets, not parameters. It launches their sums;
+they are awaited by the thread that computes gradients, when it has no more of them to compute. (What is called back instead by a
+thread of the process group competes with that thread for the interpreter, in every step, and may outlive it.)
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from adaptdl.torch.second_moments import SecondMoments
 __all__ = ["GradientReducer"]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Sample:
     """The norms of one step, of this replica."""
 
@@ -46,6 +48,21 @@ class _Sample:
     is_complete: bool = False
 
 
+@dataclass(slots=True)
+class _Sum:
+    """Of a bucket over the replicas, under way."""
+
+    buffer: torch.Tensor
+    is_last: bool
+    work: dist.Work | None
+    """None: the step exchange carries it."""
+    launched_at: float
+    sample: _Sample | None
+    moments: SecondMoments | None
+    gradients: Sequence[torch.Tensor]
+    """In the buffer; empty if their norms are not to be taken under second moments."""
+
+
 class GradientReducer:
     """One model's gradients in one generation.
 
@@ -55,8 +72,8 @@ class GradientReducer:
         noise: where the samples go.
         second_moments: gives what an optimizer divides the gradients of some parameters by, or None before its first step, which
             is then not measured; itself None for optimizers that do not divide.
-        on_failure: told, in any thread, that a sum has failed. The gradients that come out are then of no use; no error is
-            raised in the user's backward pass.
+        on_failure: told, in the thread that computes gradients, that a sum has failed. The gradients that come out are then of no
+            use; no error is raised in the user's backward pass.
     """
 
     def __init__(
@@ -73,8 +90,9 @@ class GradientReducer:
         self._sample: _Sample | None = None
         self._taken: _Sample | None = None
         self._on_failure = on_failure
-        self._under_way: dict[int, float] = {}
-        """Buckets whose sum is awaited: index → monotonic time of the launch."""
+        self._sums: list[_Sum] = []
+        """Under way in this backward pass."""
+        self._waits_since: float | None = None
         self._pace = NormPace()
         self.carrier: Carrier | None = None
         """What the gradients of the last step were, if they can carry an exchange."""
@@ -110,6 +128,7 @@ class GradientReducer:
 
     def begin(self, micro: Micro | None, init_batch_size: int, loss_scale: float, parts: PartNorms | None) -> None:
         """The gradients of a step's last part begin to arrive; `parts`: measures it and those before."""
+        self.drop_sums()
         self._sample = None
         if self._second_moments is not None:
             self._pace.begin_step()
@@ -120,6 +139,16 @@ class GradientReducer:
             self._sample = _Sample(
                 micro=micro, init_batch_size=init_batch_size, loss_scale=loss_scale, measures=measures, parts=parts
             )
+
+    def note_carrier(self, bucket: dist.GradBucket) -> None:
+        """Of the first bucket of a step."""
+        if self.carrier is None or self.carrier.numel != bucket.buffer().numel():
+            self.carrier = Carrier.of(bucket)
+
+    def drop_sums(self) -> None:
+        """If there was an error in a backward pass, nobody awaits what it had launched."""
+        if self._sums:
+            self._sample, self._sums, self._waits_since = None, [], None
 
     def reduce(self, bucket: dist.GradBucket, micro: Micro | None) -> torch.futures.Future[torch.Tensor]:
         """The communication hook: what comes out is the average over the samples of the step."""
@@ -132,74 +161,92 @@ class GradientReducer:
             sample.measures = moments is not None and moments.is_settled
         if sample is not None and sample.measures:
             sample.local.append(_sqr(buffer) if moments is None else self._scaled_sqr(moments, gradients))
+        else:
+            moments = None
         weight = 1 / self._group.num_replicas if micro is None else micro.weight
         if weight != 1.0:
             buffer.mul_(weight)
-        if self._group.num_replicas == 1:
-            if sample is not None:
-                sample.telling.append(sample.local[-1] if sample.measures and moments is None else _sqr(buffer))
-                if is_last and sample.parts is not None:
-                    sample.part_sqr = sample.parts.take()
-                sample.is_complete = is_last
-            return _done(buffer)
-
-        def reduced(result: torch.Tensor, launched: float) -> torch.Tensor:
-            if is_last:
-                self.sync_time_s = time.monotonic() - launched
-            if sample is not None:
-                sample.telling.append(_sqr(result))
-                scaled = moments if sample.measures else None
-                sample.averaged.append(sample.telling[-1] if scaled is None else self._scaled_sqr(scaled, gradients))
-                sample.is_complete = is_last
-            return result
-
-        return self._sum(buffer, bucket.index(), reduced)
+        if self._group.num_replicas > 1:
+            self._launch(buffer, bucket.index(), is_last, sample, moments, gradients)
+        elif sample is not None:
+            sample.telling.append(sample.local[-1] if sample.measures and moments is None else _sqr(buffer))
+            if is_last and sample.parts is not None:
+                sample.part_sqr = sample.parts.take()
+            sample.is_complete = is_last
+        return _done(buffer)
 
     def _scaled_sqr(self, moments: SecondMoments, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
         with self._pace.spending():
             return moments.sqr(gradients)
 
     def zeros(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        """The communication hook of a replica that keeps the others company."""
-        return self._sum(bucket.buffer(), bucket.index(), lambda result, _: result)
+        """The communication hook of a replica that keeps the others company, which awaits the future itself."""
+        work = dist.all_reduce(bucket.buffer(), async_op=True)
+        assert work is not None
+        future: torch.futures.Future[torch.Tensor] = work.get_future()
+        return future
 
     def unsummed(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         """The communication hook of a replica that has lost its group, so that the step is void; or that keeps the others company
         and has sent zeros with the exchange."""
         return _done(bucket.buffer())
 
-    def _sum(
-        self, buffer: torch.Tensor, index: int, then: Callable[[torch.Tensor, float], torch.Tensor]
-    ) -> torch.futures.Future[torch.Tensor]:
-        """Sums `buffer` over the replicas in place; `then` gets it, with the time of the launch. Its failure is told."""
-        launched = self._under_way[index] = time.monotonic()
-
-        def take(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
-            self._under_way.pop(index, None)
-            try:
-                result = future.value()[0]
-            except RuntimeError as error:
-                self._on_failure(error)
-                return buffer
-            if carries:
-                result = buffer.copy_(result[: buffer.numel()])
-            return then(result, launched)
-
-        carries = index == 0 and self._exchange.awaits_gradients
+    def _launch(
+        self,
+        buffer: torch.Tensor,
+        index: int,
+        is_last: bool,
+        sample: _Sample | None,
+        moments: SecondMoments | None,
+        gradients: Sequence[torch.Tensor],
+    ) -> None:
+        """Begins to sum `buffer` over the replicas, in place; `_await_sums` ends it."""
+        launched_at = time.monotonic()
+        work = None
         try:
-            work = self._exchange.carry(buffer) if carries else dist.all_reduce(buffer, async_op=True)
-        except (RuntimeError, GroupBroken) as error:
-            self._under_way.pop(index, None)
+            if index == 0 and self._exchange.awaits_gradients:
+                self._exchange.carry(buffer)
+            else:
+                work = self._group.all_reduce_async(buffer)
+        except GroupBroken as error:
             self._on_failure(error)
-            return _done(buffer)
-        assert work is not None
-        future: torch.futures.Future[torch.Tensor] = work.get_future().then(take)
-        return future
+            return
+        if not self._sums:
+            self._waits_since = launched_at
+            torch.autograd.Variable._execution_engine.queue_callback(
+                self._await_sums
+            )  # before DistributedDataParallel's own
+        self._sums.append(_Sum(buffer, is_last, work, launched_at, sample, moments, gradients))
+
+    def _await_sums(self) -> None:
+        """At the end of a backward pass: what was launched in it is summed, in the order of the buckets."""
+        sums, self._sums = self._sums, []
+        for sum_ in sums:
+            try:
+                if sum_.work is None:
+                    self._exchange.deliver(sum_.buffer)
+                else:
+                    self._group.wait_for(sum_.work)
+            except GroupBroken as error:
+                self._on_failure(error)
+                continue
+            self._end_sum(sum_)
+        self._waits_since = None
+
+    def _end_sum(self, sum_: _Sum) -> None:
+        sample, buffer = sum_.sample, sum_.buffer
+        if sum_.is_last:
+            self.sync_time_s = time.monotonic() - sum_.launched_at
+        if sample is not None:
+            sample.telling.append(_sqr(buffer))
+            moments = sum_.moments
+            sample.averaged.append(sample.telling[-1] if moments is None else self._scaled_sqr(moments, sum_.gradients))
+            sample.is_complete = sum_.is_last
 
     @property
     def waits_since(self) -> float | None:
-        """Monotonic time since which a sum is awaited; None: none is."""
-        return min(tuple(self._under_way.values()), default=None)
+        """Monotonic time of the launch of the first sum that is awaited; None: none is."""
+        return self._waits_since
 
     @property
     def is_finite(self) -> bool:

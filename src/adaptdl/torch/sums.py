@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,15 @@ class Sums:
         self.record: list[dict[str, Any]] = []
         self.num_folds = 0
         self._replay: tuple[int, list[dict[str, Any]]] = (-1, [])
+        self._accumulators: list[weakref.ref[Accumulator]] = []
+
+    def add(self, accumulator: Accumulator) -> None:
+        """One that was just created."""
+        self._accumulators.append(weakref.ref(accumulator))
 
     def begin_epoch(self) -> None:
         self.record = []
+        self._accumulators = [ref for ref in self._accumulators if ref() is not None]
 
     def replay(self, epoch: int, record: list[dict[str, Any]]) -> None:
         """In `epoch`, the first totals are these: the job has made them before."""
@@ -41,8 +48,8 @@ class Sums:
         return self._replay[1]
 
     def accumulators(self) -> list[Accumulator]:
-        states = self._session.registry.living().values()
-        return [state for state in states if isinstance(state, Accumulator)]
+        """The living ones, in the order of their creation."""
+        return [accumulator for ref in self._accumulators if (accumulator := ref()) is not None]
 
     def mark(self) -> None:
         """A step of several replicas begins."""

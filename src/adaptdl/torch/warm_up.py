@@ -22,7 +22,7 @@ def warm_up() -> None:
 
     The first DistributedDataParallel of a process imports for a second, and an exception caught there keeps it alive
     (with its hooks, and with its group) until the next garbage collection: it had better be this one. If it were the group of a
-    training, its threads would not be waited for as it is destroyed; one that still has a callback in hand then asks for the
+    training, its threads would not be waited for as it is destroyed; one that still has a Python object in hand then asks for the
     interpreter while that is ending, which aborts the process.
     """
     group = None if dist.is_initialized() else Group.form(None, "warm-up", 0, 1, timeout_s=30.0)
