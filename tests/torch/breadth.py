@@ -12,7 +12,7 @@ from torch.nn import functional
 import adaptdl.torch as adl
 from tests.torch.functions import Numbers, network, parameters
 
-__all__ = ["CASES", "train_all"]
+__all__ = ["CASES", "WHOLE_ONLY", "train_all"]
 
 _DTYPE = torch.float64
 _BATCH_SIZE, _NUM_PASSES = 8, 3
@@ -20,12 +20,17 @@ Step = Callable[[Tensor, Tensor], None]
 
 
 def train_all(config: dict[str, Any]) -> dict[str, list[float]]:
-    """The training function: every case; what each ends with."""
-    return {case: _train(case, make) for case, make in CASES.items()}
+    """The training function: every case; what each ends with.
+
+    Config: part: samples of a forward-backward pass, of which a step has several; cases: all if it is not there.
+    """
+    return {case: _train(case, CASES[case], config.get("part")) for case in config.get("cases", CASES)}
 
 
-def _train(case: str, make: Callable[[str], tuple[list[nn.Module], Step]]) -> list[float]:
+def _train(case: str, make: Callable[[str], tuple[list[nn.Module], Step]], part: int | None) -> list[float]:
     loader = adl.AdaptiveDataLoader(Numbers(44), batch_size=_BATCH_SIZE, shuffle=True, name=f"{case}-data")
+    if part is not None:
+        loader.autoscale_batch_size(_BATCH_SIZE, (1, part), gradient_accumulation=True)
     modules, step = make(case)
     for _ in range(_NUM_PASSES):
         for inputs, targets, _ in loader:
@@ -172,3 +177,5 @@ CASES: dict[str, Callable[[str], tuple[list[nn.Module], Step]]] = {
     "two models": _gan,
     "gradient scaler": _scaled,
 }
+WHOLE_ONLY = ("unused parameters", "two models")
+"""Where the passes of a step differ in more than their samples."""

@@ -9,7 +9,7 @@ import torch
 
 import adaptdl.torch as adl
 from adaptdl.errors import UsageError
-from tests.torch.breadth import CASES, train_all
+from tests.torch.breadth import CASES, WHOLE_ONLY, train_all
 from tests.torch.processes import Trial
 
 pytestmark = pytest.mark.distributed
@@ -20,7 +20,7 @@ def ends() -> dict[int, list[dict[str, list[float]]]]:
     """Number of replicas → what each of them ends with, by case."""
     found = {}
     for num_replicas in (1, 2):
-        with Trial(train_all) as trial:
+        with Trial(train_all, {}) as trial:
             trial.reallocate(num_replicas)
             found[num_replicas] = trial.finish()
     return found
@@ -31,6 +31,17 @@ def test_two_replicas_end_where_one_does(case: str, ends: dict[int, list[dict[st
     (alone,), (first, second) = ends[1], ends[2]
     assert first[case] == second[case]
     assert first[case] == pytest.approx(alone[case], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_steps_of_parts_end_where_whole_ones_do(
+    num_replicas: int, ends: dict[int, list[dict[str, list[float]]]]
+) -> None:
+    cases = [case for case in CASES if case not in WHOLE_ONLY]
+    with Trial(train_all, {"part": 3, "cases": cases}) as trial:
+        trial.reallocate(num_replicas)
+        for found in trial.finish():
+            assert found == {case: pytest.approx(ends[1][0][case], rel=1e-9, abs=1e-12) for case in cases}
 
 
 @pytest.mark.parametrize("layer", [torch.nn.Embedding, torch.nn.EmbeddingBag])

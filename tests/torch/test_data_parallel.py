@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 import adaptdl.torch as adl
 from adaptdl.errors import UsageError
 from adaptdl.goodput import GradParams
+from adaptdl.torch.ambient import use_session
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +178,8 @@ def test_rules_give_what_their_papers_say() -> None:
     assert legw.factor(scale=4.0, grad_params=None, progress=100.0) == 2
 
 
-def test_the_noise_of_known_gradients_is_measured_by_a_single_replica() -> None:
+@pytest.mark.parametrize("clips", [False, True])
+def test_the_noise_of_known_gradients_is_measured_by_a_single_replica(clips: bool) -> None:
     # loss = mean over samples of w·x: the gradient of a sample is x, with mean (1, 1, 1, 1) and variance 4 per entry
     torch.manual_seed(0)
     inputs = 1 + 2 * torch.randn(4000, 4)
@@ -190,8 +192,30 @@ def test_the_noise_of_known_gradients_is_measured_by_a_single_replica() -> None:
         for (batch,) in loader:
             optimizer.zero_grad()
             model(batch).mean().backward()
+            if clips:
+                torch.nn.utils.clip_grad_norm_(module.parameters(), 0.1)
             optimizer.step()
     params = model.grad_params(adl.current_session())
     assert params is not None
     assert params.grad_sqr == pytest.approx(4.0, rel=0.35)
     assert params.grad_var == pytest.approx(16 / 8, rel=0.35)
+
+
+def test_between_the_parts_of_a_step_there_are_no_gradients_and_an_error_says_so() -> None:
+    def train() -> None:
+        module = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        model = adl.AdaptiveDataParallel(module, optimizer)
+        loader = adl.AdaptiveDataLoader(TensorDataset(torch.randn(16, 4)), batch_size=8)
+        loader.autoscale_batch_size(8, (1, 4), gradient_accumulation=True)
+        for (batch,) in loader:
+            optimizer.zero_grad()
+            model(batch).mean().backward()
+            assert adl.current_session().is_accumulating == (module.weight.grad is None)
+            for parameter in module.parameters():
+                parameter.grad.clamp_(-1, 1)  # type: ignore[union-attr]
+            optimizer.step()
+
+    with pytest.raises(AttributeError) as error, use_session(adl.current_session()):
+        train()
+    assert ["there are none between the parts of a step" in note for note in error.value.__notes__] == [True]

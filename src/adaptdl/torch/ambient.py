@@ -71,12 +71,22 @@ def _local_session(checkpoint_dir: str | None, snapshot_interval_s: float) -> El
         ) from error
 
 
+_NO_GRADIENTS_YET = (
+    "AdaptDL: if this is about a gradient, there are none between the parts of a step: skip what has `.grad` None, as "
+    "torch.nn.utils.clip_grad_norm_ does"
+)
+
+
 @contextmanager
 def use_session(session: ElasticSession) -> Iterator[ElasticSession]:
     """Within it `session` is the current one."""
     token = _SESSION.set(session)
     try:
         yield session
+    except (AttributeError, TypeError) as error:
+        if session.left_between_parts and "NoneType" in str(error):
+            error.add_note(_NO_GRADIENTS_YET)
+        raise
     finally:
         _SESSION.reset(token)
 

@@ -48,8 +48,10 @@ class AdaptiveDataParallel(torch.nn.Module):
 
     Gradients are averaged over the samples of a step, wherever they were computed. The user's own optimizer keeps being
     used: its ``step`` and ``zero_grad`` do nothing while gradients are accumulated, and ``step`` multiplies the learning
-    rate by what the scaling rule says for the present batch size. `module` is the wrapped model, and attributes that are
-    not found here are looked up there. In loops over the data the batches must come from an AdaptiveDataLoader.
+    rate by what the scaling rule says for the present batch size. Between the parts of a step there are no gradients to be
+    seen or changed (``.grad`` is None): what is clipped or logged after ``backward`` is the gradient of a whole step.
+    `module` is the wrapped model, and attributes that are not found here are looked up there. In loops over the data the
+    batches must come from an AdaptiveDataLoader.
 
     Args:
         model: on the device it is trained on.
@@ -94,6 +96,8 @@ class AdaptiveDataParallel(torch.nn.Module):
         self._is_dirty = False
         """Gradients of a part of a step are there, and wait for the other parts."""
         self._parts: PartNorms | None = None
+        self._hidden: dict[torch.nn.Parameter, torch.Tensor] = {}
+        """Gradients of the parts of a step so far, while the next part has not begun: nothing is done with them."""
         self._buckets_are_final = False
         """Whether the replicas of the generation have agreed on them."""
         self._adapt_optimizer()
@@ -151,23 +155,35 @@ class AdaptiveDataParallel(torch.nn.Module):
 
     def _mark_dirty(self, _: torch.Tensor) -> None:
         self._is_dirty = True
+        torch.autograd.Variable._execution_engine.queue_callback(self._hide_gradients)
+
+    def _hide_gradients(self) -> None:
+        """At the end of a backward pass, before the user sees them."""
+        if self._parts is not None:
+            self._parts.end_part()
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                if parameter in self._hidden:  # more than one backward pass in a part
+                    self._hidden[parameter].add_(parameter.grad)
+                else:
+                    self._hidden[parameter] = parameter.grad
+                parameter.grad = None
 
     def _begin_part(self) -> None:
-        """Before a part of a step: brings gradients of the parts before to its units."""
+        """Before a part of a step: brings back the gradients of the parts before, in its units."""
         micro = self._session.micro
         if micro is None or micro.count == 1:
             return
         if micro.index == 0 and self._reducer is not None and (self._parts is None or self._parts.micro is not micro):
             self._watch_no_parts()
             self._parts = self._reducer.watch_parts(micro, self.module.parameters())
-        if micro.index == 0 or not self._is_dirty:
+        if micro.index == 0 or not self._hidden:
             return
-        if self._parts is not None:
-            self._parts.end_part()
         if micro.size != micro.previous_size and micro.size > 0:
-            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-            if gradients:
-                torch._foreach_mul_(gradients, micro.previous_size / micro.size)
+            torch._foreach_mul_([*self._hidden.values()], micro.previous_size / micro.size)
+        for parameter, gradient in self._hidden.items():
+            parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
+        self._hidden = {}
 
     def _watch_no_parts(self) -> None:
         if self._parts is not None:
@@ -251,7 +267,7 @@ class AdaptiveDataParallel(torch.nn.Module):
 
     def rebuild(self, group: Group) -> None:
         """A generation begins; all replicas have the same state."""
-        self._is_dirty = False
+        self._is_dirty, self._hidden = False, {}
         if not any(p.requires_grad for p in self.module.parameters()):
             return
         warm_up()
@@ -279,7 +295,7 @@ class AdaptiveDataParallel(torch.nn.Module):
 
     def end_loop(self) -> None:
         """A loop is over; parts of a step that was not finished are not waited for."""
-        self._is_dirty = False
+        self._is_dirty, self._hidden = False, {}
         self._watch_no_parts()
         if self._reducer is not None:
             self._reducer.drop_sums()

@@ -140,6 +140,8 @@ class ElasticSession:
         """Models whose gradients were reduced in the step that runs."""
         self.stepped_before: list[AdaptiveDataParallel] = []
         """And in the one before."""
+        self.left_between_parts = False
+        """Whether the last loop ended with a batch that was not the last one of its step, as after an error."""
         self.agreed_in: Micro | None = None
         """The part of a step in which the models have last agreed on buckets, if they had to."""
         self.is_matching = False
@@ -540,6 +542,7 @@ class ElasticSession:
         if self.ran_out_of_memory:
             return  # an error is on its way through the user's function: see `run`
         micro, self.micro = self.micro, None
+        self.left_between_parts = micro is not None and not micro.is_last
         for model in self.models():
             model.end_loop()
         if keep_company:
