@@ -45,6 +45,29 @@ def test_it_behaves_as_users_of_distributed_data_parallel_expect() -> None:
         _ = model.nothing
 
 
+def test_a_layer_that_the_user_has_set_to_evaluate_stays_so() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+    module[1].eval()
+    with adl.open_session() as session:
+        model = adl.AdaptiveDataParallel(module, torch.optim.SGD(module.parameters(), lr=0.1))
+        assert not module[1].training
+        assert session.group is not None
+        model.release()
+        model.rebuild(session.group)
+        assert not module[1].training
+        assert module[0].training
+
+
+def test_on_a_default_device_of_the_users_the_library_keeps_to_the_cpu() -> None:
+    loader = adl.AdaptiveDataLoader(data(8), batch_size=4, shuffle=True)
+    module = linear()
+    with torch.device("meta"):
+        model = adl.AdaptiveDataParallel(module, torch.optim.SGD(module.parameters(), lr=0.1))
+        assert sorted(loader.sampler.permutation()) == list(range(8))
+    for inputs, _ in loader:
+        model(inputs).mean().backward()
+
+
 def test_mistakes_with_the_optimizer_are_told() -> None:
     module = linear()
     with pytest.raises(UsageError, match="must hold parameters of the model"):

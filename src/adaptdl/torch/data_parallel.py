@@ -19,7 +19,7 @@ from adaptdl.goodput import GradParams
 from adaptdl.torch.ambient import current_session
 from adaptdl.torch.exchange import Carrier
 from adaptdl.torch.gradient_noise import GradientNoise
-from adaptdl.torch.group import Group, GroupBroken, communicating
+from adaptdl.torch.group import Group, GroupBroken
 from adaptdl.torch.memory import is_out_of_memory
 from adaptdl.torch.part_norms import PartNorms
 from adaptdl.torch.reducer import GradientReducer
@@ -283,7 +283,7 @@ class AdaptiveDataParallel(torch.nn.Module):
             find_unused_parameters=self.find_unused_parameters,
         )
         ddp.register_comm_hook(weakref.ref(self), _reduce_bucket)
-        ddp.train(self.training)
+        ddp.training = self.training  # its `train` would set modules that the user has set otherwise
         object.__setattr__(self, "_ddp", ddp)
         self._buckets_are_final = False
 
@@ -299,6 +299,11 @@ class AdaptiveDataParallel(torch.nn.Module):
         self._watch_no_parts()
         if self._reducer is not None:
             self._reducer.drop_sums()
+
+    def drop_void_step(self) -> None:
+        """The loop has ended, and some replicas had left it before others."""
+        if self._reducer is not None:
+            self._reducer.drop_void_step()
 
     def take_sample(self) -> tuple[float, float] | None:
         return None if self._reducer is None else self._reducer.take_sample()
@@ -327,7 +332,7 @@ class AdaptiveDataParallel(torch.nn.Module):
         if self._ddp is None or self._buckets_are_final:
             return
         try:
-            with communicating():
+            with self._session.sound_group().waiting():
                 self._buckets_are_final = self._ddp.reducer._rebuild_buckets() or self.find_unused_parameters
         except GroupBroken as error:
             if _UNFINISHED in str(error):
@@ -347,7 +352,7 @@ class AdaptiveDataParallel(torch.nn.Module):
     def match_step(self) -> None:
         """Takes part with zeros in a backward pass that others make."""
         if self._ddp is not None:
-            with communicating():
+            with self._session.sound_group().waiting():
                 self._ddp._match_all_reduce_for_bwd_pass()
                 if self._ddp.find_unused_parameters:
                     self._ddp._match_unused_params_allreduce()
@@ -395,11 +400,6 @@ class AdaptiveDataParallel(torch.nn.Module):
             parts, self._parts = self._parts, None
             reducer.begin(session.micro, session.init_batch_size or 1, scale, parts)
         return reducer.reduce(bucket, session.micro)
-
-    @property
-    def waits_since(self) -> float | None:
-        """Monotonic time since which a sum over the replicas is awaited; None: none is."""
-        return None if self._reducer is None else self._reducer.waits_since
 
     @property
     def sync_time_s(self) -> float:

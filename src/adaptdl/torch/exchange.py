@@ -8,6 +8,7 @@ attention      1 on rank 0 if it has a notice for everybody
 left           1 if this replica has left the loop and only keeps the others company
 sums           1 if it has left and has accumulators, whose sums are to be put together once all have left
 interrupted    1 if this replica was asked to stop (Ctrl-C)
+parted         1 if it has left, and has seen that only some had
 carried        1 if gradients of this replica are in the same collective
 carrier        1 if this replica's gradients can carry the exchange after this one
 per model      1 if what follows is a usable sample; share-weighted squared norm of the local gradient, squared norm of the
@@ -37,7 +38,7 @@ from adaptdl.torch.group import Group, GroupBroken
 
 __all__ = ["Carrier", "Exchanged", "StepExchange"]
 
-_NUM_FIXED, _NUM_PER_MODEL = 6, 4
+_NUM_FIXED, _NUM_PER_MODEL = 7, 4
 _MOST_CARRYING = 2**18
 """Elements of gradients that are copied for a ride: about as many as DistributedDataParallel puts into its first bucket."""
 
@@ -65,6 +66,8 @@ class Exchanged(NamedTuple):
     has_sums: bool
     """Whether one of those that have left has accumulators."""
     interrupted: bool
+    parted: bool
+    """Some have left the loop before others."""
     was_carried: bool
     """Gradients of the replicas that had any are summed by it."""
     is_carried_next: bool
@@ -82,7 +85,7 @@ class StepExchange:
         self._group = group
         self._entries: list[float] | None = None
         """This replica's, of the exchange that was not taken yet."""
-        self._vector = torch.empty(0)
+        self._vector = torch.empty(0, device="cpu")
         """Under way, or sent last: gradients or zeros, and the entries."""
         self._values = self._vector.numpy()
         """Its memory. So few numbers are sooner written and read by numpy."""
@@ -112,6 +115,7 @@ class StepExchange:
         left: bool = False,
         has_sums: bool = False,
         interrupted: bool = False,
+        parted: bool = False,
         gradients: Carrier | None = None,
         next_carrier: Carrier | None = None,
         samples: Sequence[tuple[float, float] | None] = (),
@@ -133,6 +137,7 @@ class StepExchange:
                 num_left=int(left),
                 has_sums=has_sums,
                 interrupted=interrupted,
+                parted=parted,
                 was_carried=False,
                 is_carried_next=False,
                 samples=tuple(samples),
@@ -145,6 +150,7 @@ class StepExchange:
             float(left),
             float(has_sums),
             float(interrupted),
+            float(parted),
             float(is_carried),
             float(next_carrier is not None),
         ]
@@ -170,7 +176,7 @@ class StepExchange:
         carrier, num_entries = self._carrier, len(self._entries)
         numel, dtype = (0, torch.float64) if carrier is None else carrier
         if len(self._vector) != numel + num_entries or self._vector.dtype != dtype:
-            self._vector = torch.empty(numel + num_entries, dtype=dtype)
+            self._vector = torch.empty(numel + num_entries, dtype=dtype, device="cpu")
             self._values = self._vector.numpy()
         self._values[:numel] = 0 if gradients is None else gradients.numpy()
         self._values[numel:] = self._entries
@@ -198,8 +204,9 @@ class StepExchange:
                 num_left=round(values[1]),
                 has_sums=values[2] > 0,
                 interrupted=values[3] > 0,
-                was_carried=values[4] > 0,
-                is_carried_next=round(values[5]) == self._group.num_replicas,
+                parted=values[4] > 0,
+                was_carried=values[5] > 0,
+                is_carried_next=round(values[6]) == self._group.num_replicas,
                 samples=tuple(
                     (local, averaged) if round(num_valid) == self._group.num_replicas else None
                     for num_valid, local, averaged in zip(*columns, strict=True)

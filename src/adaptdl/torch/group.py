@@ -103,7 +103,7 @@ class Group:
         group = cls(rank, num_replicas)
         if num_replicas > 1:
             try:
-                group.all_reduce(torch.zeros(1))
+                group.all_reduce(torch.zeros(1, device="cpu"))
             except GroupBroken:
                 group.close()
                 raise
@@ -178,12 +178,12 @@ class Group:
             return value
         if self.rank == 0:
             payload = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
-            self.broadcast(torch.tensor([payload.numel()]))
+            self.broadcast(torch.tensor([payload.numel()], device="cpu"))
             self.broadcast(payload)
             return value
-        size = torch.zeros(1, dtype=torch.int64)
+        size = torch.zeros(1, dtype=torch.int64, device="cpu")
         self.broadcast(size)
-        payload = torch.empty(int(size), dtype=torch.uint8)
+        payload = torch.empty(int(size), dtype=torch.uint8, device="cpu")
         self.broadcast(payload)
         return pickle.loads(payload.numpy().tobytes())
 

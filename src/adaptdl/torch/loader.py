@@ -100,7 +100,8 @@ class AdaptiveDataLoader(State):
             multiprocessing_context=multiprocessing_context,
             prefetch_factor=prefetch_factor,
             persistent_workers=num_workers > 0,  # within a loop; a reallocation must not fork anew
-            generator=torch.Generator().manual_seed(torch.initial_seed()),  # the user's own numbers are left alone
+            # The user's own numbers are left alone. Where it draws them is torch's business.
+            generator=torch.Generator(torch.get_default_device()).manual_seed(torch.initial_seed()),
         )
         super().__init__(name)
         self.keep_within_memory()
@@ -248,11 +249,12 @@ class AdaptiveDataLoader(State):
                 if not loop.training:
                     yield from self._make_up(loop)
                     return
-                if self._is_over(loop) or self.sampler.position == 0:  # at 0: drop_last leaves nothing of a pass
+                if self.is_over(loop) or self.sampler.position == 0:  # at 0: drop_last leaves nothing of a pass
                     return
                 self.sampler.begin_pass()
 
-    def _is_over(self, loop: Loop) -> bool:
+    def is_over(self, loop: Loop) -> bool:
+        """Whether a loop ends, given the progress made: the same on all replicas."""
         if self.is_adaptive and loop.training:
             done = self.session.progress - self._loop_progress
             return done >= self.num_samples / self.init_batch_size - 1e-6
@@ -330,7 +332,7 @@ class AdaptiveDataLoader(State):
                 previous_size = len(part)
             if not loop.training and session.num_replicas > 1:
                 loop.shares.append((step.begin, step.share))
-            action = session.boundary(loop, batch_size=step.batch_size, is_over=lambda: self._is_over(loop))
+            action = session.boundary(loop, batch_size=step.batch_size, is_over=lambda: self.is_over(loop))
             if action is not Action.CONTINUE:
                 return action
         return Action.CONTINUE

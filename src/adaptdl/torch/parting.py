@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from adaptdl.torch.exchange import Exchanged
 from adaptdl.torch.group import GroupBroken
 from adaptdl.torch.loop import Loop, Micro
 from adaptdl.torch.recovery import recover
@@ -33,27 +34,43 @@ def _part(session: ElasticSession, loop: Loop, micro: Micro | None) -> None:
     assert session.exchange is not None
     if session.exchange.launched and micro is not None:
         loop.training, loop.steady_since = True, None
-        if not session.take_exchange().num_left:
+        if session.num_replicas > 1:  # the others may have to do something at its end
+            session.end_step(loop, micro.batch_size, lambda: loop.loader.is_over(loop))
+        elif not session.take_exchange().num_left:
             session.count(loop, micro.batch_size, time.monotonic())
     if session.num_replicas == 1:
         return
-    if not loop.training or _keep_company(session):
+    if not loop.training:
         session.sums.fold()
-    if loop.training:
-        for model in session.models():
-            model.broadcast_buffers()
+        return
+    seen = _keep_company(session)
+    if seen.has_sums:
+        session.sums.fold()
+    if seen.parted:
+        _agree_on_data(session, loop)
+    for model in session.models():
+        model.broadcast_buffers()
 
 
-def _keep_company(session: ElasticSession) -> bool:
-    """Takes part in exchanges, and with zeros in steps, until all replicas have left the loop. Returns whether one of them has
-    accumulators."""
+def _agree_on_data(session: ElasticSession, loop: Loop) -> None:
+    """Who went on longest has begun a step that was void, and perhaps another pass: where the data stands is what rank 0 says."""
+    group = session.sound_group()
+    state = group.broadcast_object(loop.loader.state_dict() if group.rank == 0 else None)
+    if group.rank != 0:
+        loop.loader.load_state_dict(state)
+    for model in session.models():
+        model.drop_void_step()
+
+
+def _keep_company(session: ElasticSession) -> Exchanged:
+    """Takes part in exchanges, and with zeros in steps, until all replicas have left the loop. Returns the last exchange."""
     while True:
         for model in session.models():
             model.rebuild_buckets()
         session.launch_exchange(left=True)
         seen = session.take_exchange()
         if seen.num_left == session.num_replicas:
-            return seen.has_sums
+            return seen
         session.is_matching, session.was_carried = True, seen.was_carried
         try:
             for model in session.stepped or session.stepped_before or session.models():

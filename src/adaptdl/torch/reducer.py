@@ -92,7 +92,6 @@ class GradientReducer:
         self._on_failure = on_failure
         self._sums: list[_Sum] = []
         """Under way in this backward pass."""
-        self._waits_since: float | None = None
         self._pace = NormPace()
         self.carrier: Carrier | None = None
         """What the gradients of the last step were, if they can carry an exchange."""
@@ -145,10 +144,14 @@ class GradientReducer:
         if self.carrier is None or self.carrier.numel != bucket.buffer().numel():
             self.carrier = Carrier.of(bucket)
 
+    def drop_void_step(self) -> None:
+        """This replica may have begun a step that others have not: it does not count."""
+        self._num_unseen = 0
+
     def drop_sums(self) -> None:
         """If there was an error in a backward pass, nobody awaits what it had launched."""
         if self._sums:
-            self._sample, self._sums, self._waits_since = None, [], None
+            self._sample, self._sums = None, []
 
     def reduce(self, bucket: dist.GradBucket, micro: Micro | None) -> torch.futures.Future[torch.Tensor]:
         """The communication hook: what comes out is the average over the samples of the step."""
@@ -212,7 +215,6 @@ class GradientReducer:
             self._on_failure(error)
             return
         if not self._sums:
-            self._waits_since = launched_at
             torch.autograd.Variable._execution_engine.queue_callback(
                 self._await_sums
             )  # before DistributedDataParallel's own
@@ -231,7 +233,6 @@ class GradientReducer:
                 self._on_failure(error)
                 continue
             self._end_sum(sum_)
-        self._waits_since = None
 
     def _end_sum(self, sum_: _Sum) -> None:
         sample, buffer = sum_.sample, sum_.buffer
@@ -242,11 +243,6 @@ class GradientReducer:
             moments = sum_.moments
             sample.averaged.append(sample.telling[-1] if moments is None else self._scaled_sqr(moments, sum_.gradients))
             sample.is_complete = sum_.is_last
-
-    @property
-    def waits_since(self) -> float | None:
-        """Monotonic time of the launch of the first sum that is awaited; None: none is."""
-        return self._waits_since
 
     @property
     def is_finite(self) -> bool:

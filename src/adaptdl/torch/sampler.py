@@ -64,7 +64,7 @@ class ElasticSampler(Sampler[int]):
             if self.shuffle:
                 generator = torch.Generator()
                 generator.manual_seed(self.seed * 1_000_003 + self.num_passes)
-                order = torch.randperm(self.num_samples, generator=generator).tolist()
+                order = torch.randperm(self.num_samples, generator=generator, device="cpu").tolist()
             else:
                 order = list(range(self.num_samples))
             self._permutation = (self.num_passes, order)

@@ -140,6 +140,8 @@ class ElasticSession:
         """Models whose gradients were reduced in the step that runs."""
         self.stepped_before: list[AdaptiveDataParallel] = []
         """And in the one before."""
+        self.parted_unevenly = False
+        """Whether some replicas have made a step in this loop, which is void, that others had left before."""
         self.left_between_parts = False
         """Whether the last loop ended with a batch that was not the last one of its step, as after an error."""
         self.agreed_in: Micro | None = None
@@ -149,6 +151,8 @@ class ElasticSession:
         self.was_carried = False
         """Whether it has sent those of the first bucket, the only one, with the exchange."""
         self._broken: GroupBroken | None = None
+        self._ended_by: BaseException | None = None
+        """What was raised to end the user's function where nobody hears of it."""
         self._out_of_memory = False
         self._num_out_of_memory = num_out_of_memory()
         self._main_loader: weakref.ref[AdaptiveDataLoader] | None = None
@@ -188,12 +192,8 @@ class ElasticSession:
 
     def pulse(self) -> Pulse:
         """Where the training thread is, and how long it has waited for other replicas."""
-        group = self.group
-        since = [model.waits_since for model in self.models()]
-        if group is not None:
-            since.append(group.waits_since)
-        waits = [at for at in since if at is not None]
-        waited_s = time.monotonic() - min(waits) if waits else None
+        since = None if self.group is None else self.group.waits_since
+        waited_s = None if since is None else time.monotonic() - since
         return Pulse(place=self.place(), generation=self.generation, waited_s=waited_s, num_batches=self.num_batches)
 
     def reallocate(self, plan: Plan) -> None:
@@ -319,6 +319,7 @@ class ElasticSession:
             reallocation.join(self, plan)
 
     def _finish(self) -> bool:
+        self._end_if_told()
         if not self.joined:
             self.host.left(self.generation)
             return False
@@ -409,6 +410,7 @@ class ElasticSession:
 
     def begin_epoch(self, total_epochs: int) -> int:
         """The next epoch begins; returns its number."""
+        self._end_if_told()
         if self.epoch is not None:
             raise UsageError("remaining_epochs_until cannot be nested: end one epoch loop before the next one begins")
         self.registry.settle()
@@ -422,6 +424,7 @@ class ElasticSession:
     def end_epoch(self) -> None:
         """The epoch that runs is over."""
         assert self.epoch is not None
+        self._end_if_told()
         self.finished_epochs = self.epoch + 1
         if not self.joined and self._skip_to is not None:
             self.finished_epochs = max(self.finished_epochs, self._skip_to.epoch)
@@ -444,6 +447,7 @@ class ElasticSession:
         Raises:
             UsageError: a loop is running already.
         """
+        self._end_if_told()
         if self.loop is not None and self._out_of_memory:  # the user has made something of it
             self._out_of_memory, self._num_out_of_memory = False, num_out_of_memory()
             self.leave_loop(self.loop, keep_company=True)
@@ -469,6 +473,7 @@ class ElasticSession:
                 set_rng_state(self._rngs[self.rank])
             self._rngs = ()
             loop = self.loop = self._new_loop(loader)
+            self.parted_unevenly = False
             if was_broken:  # the others are in the loop, or at its end
                 loop.lost_replicas, loop.hands_out = True, loop.training
             if not was_joined or self._begin_together(loop):
@@ -546,9 +551,17 @@ class ElasticSession:
         for model in self.models():
             model.end_loop()
         if keep_company:
-            part(self, loop, micro)
+            try:
+                part(self, loop, micro)
+            except (Leave, KeyboardInterrupt) as end:  # an iterator that the user breaks out of raises nothing
+                self._ended_by = end
+                raise
         self.loop = None
         self._loop_index += 1
+
+    def _end_if_told(self) -> None:
+        if self._ended_by is not None:
+            raise self._ended_by
 
     @property
     def ran_out_of_memory(self) -> bool:
@@ -583,7 +596,7 @@ class ElasticSession:
     @property
     def holds_back(self) -> bool:
         """Whether nothing must be updated after the batch in hand: its step is not complete, or void."""
-        return self.is_accumulating or (self.micro is not None and self.is_broken)
+        return self.is_accumulating or (self.micro is not None and self.step_is_void)
 
     @property
     def lr_scale(self) -> float:
@@ -636,12 +649,13 @@ class ElasticSession:
         """
         try:
             self.sound_group()
-            return self._end_of_step(loop, batch_size, is_over)
+            return self.end_step(loop, batch_size, is_over)
         except GroupBroken as error:
             recover(self, error)
             return Action.REPARTITION if self.joined else Action.STOP
 
-    def _end_of_step(self, loop: Loop, batch_size: int, is_over: Callable[[], bool]) -> Action:
+    def end_step(self, loop: Loop, batch_size: int, is_over: Callable[[], bool]) -> Action:
+        """As `boundary`. Raises GroupBroken."""
         now = time.monotonic()
         assert self.exchange is not None
         attention = False
@@ -726,6 +740,7 @@ class ElasticSession:
             attention=self.num_replicas > 1 and not left and wants_attention(self),
             left=left,
             has_sums=left and bool(self.sums.accumulators()),
+            parted=left and self.parted_unevenly,
             interrupted=self.mailbox.interrupted,
             gradients=carrier if with_gradients else None,
             next_carrier=carrier,
@@ -736,9 +751,11 @@ class ElasticSession:
     def take_exchange(self) -> Exchanged:
         assert self.exchange is not None
         seen = self.exchange.take()
+        parts = 0 < seen.num_left < self.num_replicas
+        self.parted_unevenly |= parts
         for model, sample, due in zip(self.models(), seen.samples, seen.norms_due, strict=False):
             model.set_norms_due(due)
-            if sample is not None:
+            if sample is not None and not parts:  # of how many steps it is depends on who has left
                 model.give_sample(*sample)
         return seen
 
@@ -818,6 +835,7 @@ class ElasticSession:
             metrics: the user's metrics; the session adds its own (``adaptdl/…``).
             files: the user's own checkpoint, as the contents of files by relative path.
         """
+        self._end_if_told()
         if not self.joined and not self.is_skipping and self._start is None:
             self._stand_until_joined()  # the first replicas of a trial; later ones come to a loop that runs
         self.reports.report(metrics, files)

@@ -27,11 +27,11 @@ def warm_up() -> None:
     """
     group = None if dist.is_initialized() else Group.form(None, "warm-up", 0, 1, timeout_s=30.0)
     with torch.random.fork_rng(devices=[]):  # the user's own numbers are left alone
-        model = torch.nn.Linear(1, 1)
+        model = torch.nn.Linear(1, 1, device="cpu")
     ddp = DistributedDataParallel(model, forward_sync_buffers=False, init_sync=False)
     if group is not None:  # a step costs more the first time, too
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
-        ddp(torch.zeros(1, 1)).sum().backward()
+        ddp(torch.zeros(1, 1, device="cpu")).sum().backward()
         optimizer.step()
     del ddp
     gc.collect()
