@@ -1,15 +1,15 @@
 """How good the optimal policy's allocations are, and how long it takes: on published instances, and at scale.
 
     python benchmarks/policy.py
-    python benchmarks/policy.py --no-scale --instances ../shared/policy
+    python benchmarks/policy.py --no-scale --instances DIR
     python benchmarks/policy.py --json policy.json --plot policy_scale.png
 
 The first part needs a folder with `instances/*.json`, `recorded.json` (results of other searches) and `evaluate.py`
-(which scores an answer); without it that part is skipped. Each instance is one round of cluster scheduling; the policy
-maximises the published objective. CPU times include the making of the speedup tables; before, one call imports the
-solver. The second part makes clusters of 64 to 10,000 GPUs, and times the policy from an empty cluster
-and after 5 % of the jobs were replaced by new ones, each time from its own answer. All takes a few minutes. Exits with
-1 if one of the bounds does not hold.
+(which scores an answer). They are not in this repository; without them that part is skipped. Each instance is one round
+of cluster scheduling; the policy maximises the published objective. CPU times include the making of the speedup tables;
+before, one call imports the solver. The second part makes clusters of 64 to 10,000 GPUs, and times the policy from an
+empty cluster and after 5 % of the jobs were replaced by new ones, each time from its own answer. All takes a few
+minutes. Exits with 1 if one of the bounds does not hold.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def as_json(
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     default = Path(__file__).parents[1] / "../shared/policy"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--instances", type=Path, metavar="DIR", default=default, help="../shared/policy by default")
+    parser.add_argument("--instances", type=Path, metavar="DIR", default=default, help="where the published ones are")
     parser.add_argument("--count", type=int, default=5, help="calls per published instance, of which the median counts")
     parser.add_argument("--no-scale", dest="scale", action="store_false", help="leave the generated clusters out")
     parser.add_argument("--no-check", dest="check", action="store_false", help="exit with 0 whether bounds hold or not")

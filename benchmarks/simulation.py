@@ -1,12 +1,13 @@
 """What the default policy is worth, in simulated time: on published workloads, on tuning workloads, and with failures.
 
     python benchmarks/simulation.py
-    python benchmarks/simulation.py --traces ../shared/traces/pollux --json simulation.json
+    python benchmarks/simulation.py --traces DIR --json simulation.json
     python benchmarks/simulation.py --no-published
 
 The published workloads (Pollux, OSDI 2021 artifact: 160 jobs on 16 nodes of 4 GPUs) need a folder with `traces/` and
-`workloads/`; without it they are left out. All is deterministic; only the time it takes, about ten minutes on two cores,
-depends on the machine. Exits with 1 if one of the bounds does not hold.
+`workloads/`, which are not in this repository: docs/simulator.md says where they are from. Without them they are left
+out. All is deterministic; only the time it takes, about ten minutes on two cores, depends on the machine. Exits with 1
+if one of the bounds does not hold.
 """
 
 from __future__ import annotations

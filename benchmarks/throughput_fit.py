@@ -1,6 +1,8 @@
 """Whether the fit of the throughput model predicts step times that it has not seen: on the published profiles of six models.
 
-    python benchmarks/throughput_fit.py --traces ../shared/traces/pollux
+    python benchmarks/throughput_fit.py --traces DIR
+
+DIR holds the published data (`traces/`), which are not in this repository: docs/simulator.md says where they are from.
 
 From an application's step times, 30 configurations (nodes, replicas, samples per pass) are drawn, as a trial may have seen them.
 Each is left out once: the others are fitted, and the step time of the one left out is predicted, by the fit and by the prior
