@@ -113,6 +113,20 @@ def test_who_never_says_what_became_of_a_plan_is_lost() -> None:
     run("ac", story, progress_timeout_s=60)
 
 
+def test_a_survivor_that_dies_while_a_group_is_formed_is_not_waited_for() -> None:
+    async def story(job: Coordinated) -> None:
+        await told_plan_2(job, "acd")
+        lost = job.records["d"]
+        await job.group.process_ended(lost, "killed")
+        await eventually(
+            lambda: ("a", "lost", frozenset([lost.replica_id])) in job.orders, "whoever calls the roll to be told"
+        )
+        await job.switch("a", 2, 2, "d")
+        await eventually(lambda: not job.group._recovery.is_open, "the end of the recovery")
+
+    run("acd", story)
+
+
 def test_going_on_to_where_the_others_stand_is_no_recovery_of_its_own() -> None:
     async def story(job: Coordinated) -> None:
         await job.break_("a", 1, steps=5)

@@ -439,6 +439,7 @@ class ReplicaGroup:
         return Circumstances(
             is_newcomer=record.is_newcomer,
             is_member=record.state is ReplicaState.MEMBER,
+            stands=record.state is ReplicaState.STANDING,
             is_parked=record.state is ReplicaState.PARKED,
             launched=record.launched.is_set(),
             job_has_state=source is not None,
