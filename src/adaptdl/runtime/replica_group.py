@@ -145,8 +145,8 @@ class ReplicaGroup:
         begin = self._elastic is None
         self._wish, self._elastic, self._reason = wish, elastic, reason
         if begin:
-            self._spawn(self._reconcile())
-            self._spawn(self._watch())
+            self._spawn(self._or_fail(self._reconcile))
+            self._spawn(self._or_fail(self._watch))
         self._changed.set()
 
     def status(self) -> JobStatus:
@@ -277,10 +277,14 @@ class ReplicaGroup:
     # -- reconciling ------------------------------------------------------------------------------------------------
 
     async def _reconcile(self) -> None:
+        while not self._ended:
+            self._changed.clear()
+            await self._act()
+
+    async def _or_fail(self, lasting: Callable[[], Awaitable[None]]) -> None:
+        """Does what lasts as long as the job."""
         try:
-            while not self._ended:
-                self._changed.clear()
-                await self._act()
+            await lasting()
         except Exception as error:  # our own mistake: the job must not hang on it
             logger.exception("the coordinator failed")
             await self.fail(JobError(f"the coordinator of this job failed: {error!r}"))
@@ -328,7 +332,10 @@ class ReplicaGroup:
             await asyncio.wait_for(self._changed.wait(), max(0.01, min(times)) if times else None)
 
     def _starting(self) -> list[ReplicaRecord]:
-        return [record for record in self._roster.newcomers if record.state is ReplicaState.STARTING]
+        """Those that get there in time, or are given up; one that is to be alone is a member already, which nobody watches
+        before it was told to begin."""
+        newcomers = [record for record in self._roster.newcomers if record.state is ReplicaState.STARTING]
+        return [*newcomers, *(record for record in self._roster.members if not record.launched.is_set())]
 
     def _tidy(self, elastic: ElasticConfig) -> None:
         """Gives up what takes too long, and gives back what is not needed any more."""
@@ -336,7 +343,8 @@ class ReplicaGroup:
         for record in self._starting():
             if self._starter.give_up_in_s(record, elastic) <= 0:
                 self._end(record)
-                self._starter.failed(record, f"it was not at its data loop after {self._clock() - record.since:.0f} s")
+                what = "at its data loop" if record.launched.is_set() else "running"
+                self._starter.failed(record, f"it was not {what} after {self._clock() - record.since:.0f} s")
         for record in self._roster.members:
             if not record.launched.is_set() and record.node_id not in self._wish:
                 self._end(record)  # was to be alone, and has not begun
