@@ -7,11 +7,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from adaptdl.plan import Advance, LoopKind
-from adaptdl.runtime.members import ReplicaState
+from adaptdl.plan import Advance, LoopKind, Member, Place, Position, Pulse
+from adaptdl.runtime.members import ReplicaRecord, ReplicaState
+from adaptdl.runtime.switching import ReplicaUnreachable
 from tests.runtime.coordinators import JOIN_TIMEOUT_S, Coordinated, eventually
 
 SOON_S = 0.05
+PLACE = Place(position=Position(epoch=0), kind=LoopKind.TRAINING, steps=5)
 
 
 def run(nodes: str, story: Callable[[Coordinated], Awaitable[None]], **elastic: int) -> None:
@@ -125,6 +127,32 @@ def test_a_survivor_that_dies_while_a_group_is_formed_is_not_waited_for() -> Non
         await eventually(lambda: not job.group._recovery.is_open, "the end of the recovery")
 
     run("acd", story)
+
+
+def test_a_member_that_is_stuck_while_all_seem_to_wait_is_lost() -> None:
+    async def story(job: Coordinated) -> None:
+        job.answers["pulse"] = lambda _: Pulse(place=PLACE, generation=1, waited_s=100.0, num_batches=3)
+        await eventually(lambda: ("c", "abandon", 1) in job.orders, "the group to be abandoned")
+        await job.break_("a", 1)  # it is free, and the other one is not
+        await eventually(job.was_told(2, "a"), "a plan without the one that is stuck")
+        assert job.records["c"].state is ReplicaState.GONE
+
+    run("ac", story)
+
+
+def test_a_survivor_that_was_told_a_plan_and_does_not_answer_is_lost() -> None:
+    async def story(job: Coordinated) -> None:
+        answers = Pulse(place=PLACE, generation=1, waited_s=None, num_batches=3)
+        job.answers["pulse"] = lambda node: answers if node == "a" else stopped()
+        await told_plan_2(job, "ac")
+        await eventually(lambda: job.records["c"].state is ReplicaState.GONE, "the stopped one to be lost")
+        assert job.records["a"].state is ReplicaState.STANDING
+
+    run("ac", story, join_timeout_s=30)
+
+
+def stopped() -> Pulse:
+    raise ReplicaUnreachable(ReplicaRecord(Member(replica_id="c", node_id="c"), ReplicaState.STANDING, 0.0), "stopped")
 
 
 def test_going_on_to_where_the_others_stand_is_no_recovery_of_its_own() -> None:

@@ -117,6 +117,8 @@ class ReplicaGroup:
         self._reason = ""
         self._generation = 0
         """The one that has begun last."""
+        self._abandoned_at: float | None = None
+        """When its members were told that it does not work."""
         self._recovery = Recovery()
         self._recoveries = Recoveries()
         self._lost_on: dict[str, float] = {}
@@ -398,7 +400,7 @@ class ReplicaGroup:
 
     def _began(self, plan: Plan, switched: Switched, elastic: ElasticConfig) -> None:
         """A generation has begun."""
-        self._generation = plan.generation
+        self._generation, self._abandoned_at = plan.generation, None
         self._switcher.began(plan.generation)
         for record in self._roster.begin(plan, switched, self._clock()):
             self._spawn(self._retire(record, elastic))
@@ -533,6 +535,8 @@ class ReplicaGroup:
         was stopped, or of a machine that has lost its power."""
         members = [record for record in self._roster.survivors if record.state is ReplicaState.MEMBER]
         generation = self._generation
+        if self._abandoned_at is None:
+            self._abandoned_at = self._clock()
         await asyncio.gather(*(ask(record, "abandon", generation) for record in members), return_exceptions=True)
 
     async def _tell_lost(self, source: ReplicaRecord, replica_id: str) -> None:
@@ -621,6 +625,7 @@ class ReplicaGroup:
             return
         logger.warning("lost %s (%s); starting again from the newest snapshot", who, reason)
         self._recovery.close()
+        self._abandoned_at = None
         self._switcher.abort(f"lost {who}")
         for other in self._roster:
             if other.state is not ReplicaState.LEAVING:
@@ -640,15 +645,21 @@ class ReplicaGroup:
                 self._elastic.progress_timeout_s, self.news.step_time_s, self._elastic.boot_timeout_s
             )
             await asyncio.sleep(min(_LONGEST_LOOK_S, SHARE_BETWEEN_LOOKS * limit_s))
-            members = [record for record in self._roster.survivors if record.state is ReplicaState.MEMBER]
+            # Whoever carries out an order after a loss may take its time, but answers.
+            members = [record for record in self._roster.survivors if record.place is None]
             pulses = await asyncio.gather(*(self._pulse(record, limit_s) for record in members))
             found = watch.look(
-                {record.replica_id: pulse for record, pulse in zip(members, pulses, strict=True)},
+                {
+                    record.replica_id: pulse
+                    for record, pulse in zip(members, pulses, strict=True)
+                    if pulse is None or record.state is ReplicaState.MEMBER
+                },
                 self._clock(),
                 limit_s,
+                abandoned_at=self._abandoned_at,
             )
             for record in members:
-                if record.replica_id in found.hanging and record.state is ReplicaState.MEMBER:
+                if record.replica_id in found.hanging and record in self._roster.survivors and record.place is None:
                     await self._lost(record, f"it hangs: {found.hanging[record.replica_id]}")
             if found.deadlocked:
                 logger.warning("%d replicas wait for each other for more than %.0f s", len(members), limit_s)
