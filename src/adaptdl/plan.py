@@ -37,6 +37,10 @@ two survivors are more than one collective apart), has the others advance to its
 a plan with this source, of which all others are newcomers. The step in flight was made by nobody: those that are left make
 it again, from the same samples. The last result is handed in again by a new rank 0; its number tells whether it was taken
 before.
+
+Should this group fail, too, the same begins anew. Whoever was told the plan stands again only when it says so of this plan:
+what was on its way names an older one. If the coordinator gives the plan up it says so (``give_up``), so that nobody waits for
+the roll. A group that was formed all the same, and says ``switched``, is the next generation.
 """
 
 from __future__ import annotations
@@ -193,6 +197,7 @@ class Host(Protocol):
 
     def broken(self, generation: int, place: Place, reason: str) -> None:
         """This replica has lost its group, holds the state of its last step, and stands until it is told how to go on.
+        `generation`: the newest one that it has been part of, or has tried to form.
         Raises if there is nobody who could tell it."""
 
     def missed(self, generation: int, place: Place) -> None:

@@ -21,6 +21,8 @@ from tests.faults.experiments import regression, scheduler
 
 NUM_TRIALS = 2
 CONFIG = {"epochs": 16, "sleep_s": 0.03}
+HELD_AT = 12
+"""Trials start seconds apart, and none is to end while another one has not come far: this epoch begins when the test says so."""
 
 
 class Records(Callback):
@@ -56,13 +58,14 @@ class Ends(Callback):
 def main(address: str, storage: str, how: str) -> None:
     ray.init(address=address, log_to_driver=False)
     trainable = DistributedTrainableCreator(regression())
+    config = {**CONFIG, "held_at": HELD_AT, "release": f"{storage}/release"}
     callbacks = [Records(f"{storage}/seen.jsonl"), Ends(f"{storage}/ended.json")]
     if how in ("run", "resume"):
         tune.run(
             trainable,
             name="experiment",
             storage_path=storage,
-            config=CONFIG,
+            config=config,
             num_samples=NUM_TRIALS,
             scheduler=scheduler(),
             callbacks=callbacks,
@@ -72,7 +75,7 @@ def main(address: str, storage: str, how: str) -> None:
     elif how == "fit":
         tune.Tuner(
             trainable,
-            param_space=CONFIG,
+            param_space=config,
             tune_config=tune.TuneConfig(num_samples=NUM_TRIALS, scheduler=scheduler()),
             run_config=tune.RunConfig(
                 name="experiment",
@@ -83,7 +86,7 @@ def main(address: str, storage: str, how: str) -> None:
             ),
         ).fit()
     else:
-        tune.Tuner.restore(f"{storage}/experiment", trainable=trainable, param_space=CONFIG).fit()
+        tune.Tuner.restore(f"{storage}/experiment", trainable=trainable, param_space=config).fit()
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ CONFIG = {"epochs": EPOCHS, "sleep_s": 0.02}
 def regression() -> Callable[[dict[str, Any]], None]:
     """Reports its (first) parameters after each epoch; float64, a fixed batch size, the data in an order of its own.
 
-    Config: epochs, sleep_s (per step), width (of the model, to make another one), checkpoints (of the user's own).
+    Config: epochs, sleep_s (per step), width (of the model, to make another one), checkpoints (of the user's own), held_at (an
+    epoch, which does not begin before the file `release` is there).
     """
 
     def train(config: dict[str, Any]) -> None:
@@ -56,6 +57,8 @@ def regression() -> Callable[[dict[str, Any]], None]:
         model = adl.AdaptiveDataParallel(network, optimizer)
         began_at = adl.finished_epochs()
         for epoch in adl.remaining_epochs_until(config["epochs"]):
+            while epoch == config.get("held_at") and not os.path.exists(config["release"]):
+                time.sleep(0.05)
             for x, y in loader:
                 optimizer.zero_grad()
                 torch.nn.functional.mse_loss(model(x), y.expand(-1, network.out_features)).backward()

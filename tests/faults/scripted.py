@@ -22,8 +22,8 @@ WHERE = (
     "between epochs",
     "after report",
 )
-"""And "joining": a newcomer of this rank, as it forms its first group of several, at whatever step. In the "data loader" a
-replica is not killed, but hangs."""
+"""And, at whatever step: "joining", a newcomer of this rank as it forms its first group of several; "regrouping", the survivor
+that would have this rank as the survivors form a group of several. In the "data loader" a replica is not killed, but hangs."""
 
 
 def training_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -99,8 +99,9 @@ def training_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
         all_reduce, init_process_group = dist.all_reduce, dist.init_process_group
 
         def failing_init(*args: Any, **kwargs: Any) -> None:
-            if any(place == "joining" and rank == kwargs["rank"] for rank, _, place in config.get("fail_at", ())):
-                flag = Path(config["flags"]) / "struck-joining"
+            place = "regrouping" if session.is_broken else "joining"
+            if any(entry[2] == place and entry[0] == kwargs["rank"] for entry in config.get("fail_at", ())):
+                flag = Path(config["flags"]) / f"struck-{place}"
                 if kwargs["world_size"] > 1 and not flag.exists():
                     flag.touch()
                     os.kill(os.getpid(), config.get("signal", signal.SIGKILL))

@@ -93,6 +93,7 @@ def test_every_trial_goes_on_from_its_newest_state(
     wait_until(lambda: not groups & living_groups(), "all reservations to be gone")
     assert not (tmp_path / "ended.json").exists()
 
+    (tmp_path / "release").touch()
     driver = Driver(address, tmp_path, again, state_period_s)
     try:
         assert driver.process.wait(90) == 0, driver.log.read_text()

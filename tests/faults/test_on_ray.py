@@ -62,6 +62,19 @@ def test_a_second_failure_during_the_recovery_is_one_more_recovery(
     check(job.finish(), undisturbed)
 
 
+def test_a_failure_while_the_survivors_form_their_group_is_one_more_recovery(
+    nodes: list[str], start: Callable[..., RunningJob], undisturbed: SurvivingTrial, tmp_path: Path
+) -> None:
+    """The two that are left of four learn of it one after the other."""
+    a, b = nodes
+    job = start(fail_at=[(3, 11, "backward"), (1, 11, "regrouping")], sleep_s=0.01)
+    job.allocate({a: 2, b: 2}, dataclasses.replace(ELASTIC, max_recoveries=2))
+    check(job.finish(), undisturbed)
+    assert (tmp_path / "struck-regrouping").exists()
+    changes = [change.after for change in job.status().reallocations if change.reason.startswith(("lost", "a group"))]
+    assert changes[:1] == [2]
+
+
 def test_all_replicas_killed_at_once_go_on_from_the_newest_snapshot(
     nodes: list[str], start: Callable[..., RunningJob], undisturbed: SurvivingTrial
 ) -> None:

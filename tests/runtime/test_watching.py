@@ -49,6 +49,22 @@ def test_if_all_wait_for_each_other_the_group_is_at_fault() -> None:
     assert not found.hanging
 
 
+def test_who_says_that_it_waits_in_a_group_that_was_abandoned_hangs() -> None:
+    """It is stuck elsewhere: whatever waits for others has failed when the group was abandoned."""
+    watch = Watch()
+    assert not watch.look({"a": pulse(3, 0.0), "b": pulse(3, 0.0)}, 0.0, LIMIT_S).deadlocked
+    assert watch.look({"a": pulse(3, 36.0), "b": pulse(3, 36.0)}, 36.0, LIMIT_S).deadlocked
+    assert not watch.look({"a": pulse(3, 60.0)}, 60.0, LIMIT_S, abandoned_at=36.0).hanging
+    assert set(watch.look({"a": pulse(3, 67.0)}, 67.0, LIMIT_S, abandoned_at=36.0).hanging) == {"a"}
+
+
+def test_who_goes_on_in_a_group_that_was_abandoned_has_not_come_to_its_end_yet() -> None:
+    watch = Watch()
+    for now in range(0, 300, 10):
+        pulses = {"a": pulse(now, kind=LoopKind.OTHER), "b": pulse(3, kind=LoopKind.BETWEEN)}
+        assert not watch.look(pulses, float(now), LIMIT_S, abandoned_at=0.0).hanging
+
+
 def test_the_limit_follows_the_step_time() -> None:
     assert progress_limit_s(30.0, 0.1, 120.0) == 30.0
     assert progress_limit_s(30.0, 10.0, 120.0) == 200.0

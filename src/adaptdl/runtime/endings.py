@@ -36,6 +36,8 @@ class Circumstances:
     is_newcomer: bool = False
     """It had not joined."""
     is_member: bool = False
+    stands: bool = False
+    """It was a member until its group broke."""
     is_parked: bool = False
     launched: bool = True
     """It was told to run the user's function."""
@@ -71,7 +73,7 @@ def judge_death(who: Circumstances) -> Verdict:
     """A replica's process has ended, or could not be started."""
     if who.is_newcomer or (who.is_member and not who.launched):
         return Verdict.TRY_AGAIN
-    return Verdict.LOST if who.is_member else Verdict.FORGET
+    return Verdict.LOST if who.is_member or who.stands else Verdict.FORGET
 
 
 class Recoveries:

@@ -134,7 +134,7 @@ class Launcher:
         """Runs the user's function in the replica, to its end.
 
         Raises:
-            ReplicaFailed: the process ended before.
+            ReplicaFailed: the process ended before, or could not be told.
         """
         assert record.actor is not None
         assert record.reservation is not None
@@ -154,7 +154,10 @@ class Launcher:
             snapshot_interval_s=elastic.snapshot_interval_s,
             join_timeout_s=elastic.join_timeout_s,
         )
-        running: Any = record.actor.run.remote(spec, self._coordinator)
+        try:
+            running: Any = record.actor.run.remote(spec, self._coordinator)
+        except (RayError, OSError) as error:  # snapshot and files go by way of the object store, which may be full
+            raise ReplicaFailed(f"it could not be sent what it needs: {_first_line(error)}") from error
         record.launched.set()
         try:
             outcome: Outcome = await running

@@ -58,7 +58,13 @@ class ReplicaRecord:
     position: Position | None = None
     """Where it stands if it is READY."""
     place: Place | None = None
-    """Where it stands if it is STANDING; None while it goes on to where the others stand."""
+    """Where it stands if it is STANDING; None while it goes on to where the others stand, or carries out a plan."""
+    told: int = 0
+    """The generation of the last plan of survivors that it was told."""
+    broke: int = 0
+    """The newest generation of which it has said that it is broken."""
+    answers_by: float | None = None
+    """Until when (monotonic) it has to say what became of a plan that was given up."""
     was_ready: bool = False
     """It has stood at a data loop."""
     holds_state: bool = False
@@ -141,7 +147,9 @@ class Roster:
             record for record in members if record is not None and record.replica_id not in switched.dropped
         ]
         for record in self.members:
-            record.state, record.holds_state, record.place = ReplicaState.MEMBER, True, None
+            record.answers_by = None
+            if record.broke < plan.generation:  # else it has lost this generation before it was known to have begun
+                record.state, record.holds_state, record.place = ReplicaState.MEMBER, True, None
         self.parked = None
         leaving = []
         for record in before:
@@ -176,9 +184,10 @@ class Roster:
             replica_id=self.parked.replica_id, node_id=self.parked.node_id, ready=self.parked.reservation is not None
         )
 
-    def stands(self, record: ReplicaRecord, place: Place) -> None:
+    def stands(self, record: ReplicaRecord, generation: int, place: Place) -> None:
         """A replica has lost its group. It may be one of a generation that has begun without anybody saying so."""
         record.state, record.place, record.holds_state = ReplicaState.STANDING, place, True
+        record.broke, record.answers_by = generation, None
         if self.parked is record:
             self.parked = None
         if record not in self.members:

@@ -125,6 +125,7 @@ class Broken:
     """A replica has lost its group and stands."""
 
     generation: int
+    """The newest one that it has been part of, or has tried to form."""
     place: Place
     reason: str
 

@@ -4,11 +4,12 @@
 
     CLOSED --a member is lost, or says that its group is broken--> OPEN
     OPEN --all that are left stand: a plan of them, with the furthest as source--> CLOSED
-    OPEN --one more is lost on the way--> OPEN
+    OPEN --one more is lost on the way, or the group cannot be formed--> OPEN, once all who were told the plan stand again
     OPEN --nobody is left--> CLOSED (all start again from the newest snapshot)
 
 A loss that a plan under way takes care of by itself (who was lost was about to leave, or had not joined) opens it, too, but
-the generation that begins closes it before it has done anything.
+the generation that begins closes it before it has done anything. Who was told a plan that was given up, and does not say for
+long what became of it, is lost, too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from adaptdl.plan import Advance, Plan
 from adaptdl.runtime.members import ReplicaRecord, ReplicaState
 from adaptdl.runtime.switching import Switcher, ask
 
-__all__ = ["Recovery", "bring_together", "furthest", "stand"]
+__all__ = ["Recovery", "bring_together", "furthest", "plan_of_survivors", "stand"]
 
 
 @dataclass
@@ -55,13 +56,8 @@ def _order(record: ReplicaRecord) -> tuple[object, ...]:
     return record.place.order
 
 
-async def bring_together(
-    switcher: Switcher, source: ReplicaRecord, others: Sequence[ReplicaRecord], reason: str
-) -> Plan | None:
-    """Tells those that stand elsewhere to go on to where `source` stands; the plan for all when they are there.
-
-    Returns:
-        None if some are on their way.
+async def bring_together(source: ReplicaRecord, others: Sequence[ReplicaRecord]) -> bool:
+    """Tells those that stand elsewhere to go on to where `source` stands; whether all were there already.
 
     Raises:
         ReplicaUnreachable: a replica cannot be told.
@@ -71,8 +67,18 @@ async def bring_together(
     for record in behind:
         record.place = None
         await ask(record, "advance", Advance(place=source.place))
-    if behind:
-        return None
+    return not behind
+
+
+async def plan_of_survivors(
+    switcher: Switcher, source: ReplicaRecord, others: Sequence[ReplicaRecord], reason: str
+) -> Plan:
+    """The plan for replicas that all stand in the same place.
+
+    Raises:
+        ReplicaUnreachable: the source does not answer.
+    """
+    assert source.place is not None
     members = [source, *others]
     return Plan(
         generation=switcher.next_generation(),

@@ -140,6 +140,9 @@ class Replica:
     def abandon(self, generation: int) -> None:
         self._ready_session().abandon(generation)
 
+    def give_up(self, generation: int) -> None:
+        self._ready_session().give_up(generation)
+
     def reallocate(self, plan: Plan) -> None:
         self._ready_session().reallocate(plan)
 

@@ -37,7 +37,7 @@ from adaptdl.runtime.messages import (
 from adaptdl.runtime.news import News
 from adaptdl.runtime.placement import Reservations, prefix_of, runs_beside
 from adaptdl.runtime.reconcile import Dismiss, Seen, Start, Switch, Wait, decide
-from adaptdl.runtime.recovering import Recovery, bring_together, furthest, stand
+from adaptdl.runtime.recovering import Recovery, bring_together, furthest, plan_of_survivors, stand
 from adaptdl.runtime.results import Results
 from adaptdl.runtime.starting import Starter
 from adaptdl.runtime.switching import PlanAborted, ReplicaUnreachable, Switcher, ask
@@ -117,6 +117,8 @@ class ReplicaGroup:
         self._reason = ""
         self._generation = 0
         """The one that has begun last."""
+        self._abandoned_at: float | None = None
+        """When its members were told that it does not work."""
         self._recovery = Recovery()
         self._recoveries = Recoveries()
         self._lost_on: dict[str, float] = {}
@@ -145,8 +147,8 @@ class ReplicaGroup:
         begin = self._elastic is None
         self._wish, self._elastic, self._reason = wish, elastic, reason
         if begin:
-            self._spawn(self._reconcile())
-            self._spawn(self._watch())
+            self._spawn(self._or_fail(self._reconcile))
+            self._spawn(self._or_fail(self._watch))
         self._changed.set()
 
     def status(self) -> JobStatus:
@@ -196,8 +198,10 @@ class ReplicaGroup:
                     record.position, record.state, record.since = event.position, ReplicaState.READY, self._clock()
             case Broken():
                 self._broken(record, event)
-            case Missed() | Switched():
+            case Missed():
                 self._switcher.deliver(event)
+            case Switched():
+                self._switched(event)
             case Update():
                 self.news.updated(event, self._clock())
             case SnapshotTaken():
@@ -275,10 +279,14 @@ class ReplicaGroup:
     # -- reconciling ------------------------------------------------------------------------------------------------
 
     async def _reconcile(self) -> None:
+        while not self._ended:
+            self._changed.clear()
+            await self._act()
+
+    async def _or_fail(self, lasting: Callable[[], Awaitable[None]]) -> None:
+        """Does what lasts as long as the job."""
         try:
-            while not self._ended:
-                self._changed.clear()
-                await self._act()
+            await lasting()
         except Exception as error:  # our own mistake: the job must not hang on it
             logger.exception("the coordinator failed")
             await self.fail(JobError(f"the coordinator of this job failed: {error!r}"))
@@ -326,7 +334,10 @@ class ReplicaGroup:
             await asyncio.wait_for(self._changed.wait(), max(0.01, min(times)) if times else None)
 
     def _starting(self) -> list[ReplicaRecord]:
-        return [record for record in self._roster.newcomers if record.state is ReplicaState.STARTING]
+        """Those that get there in time, or are given up; one that is to be alone is a member already, which nobody watches
+        before it was told to begin."""
+        newcomers = [record for record in self._roster.newcomers if record.state is ReplicaState.STARTING]
+        return [*newcomers, *(record for record in self._roster.members if not record.launched.is_set())]
 
     def _tidy(self, elastic: ElasticConfig) -> None:
         """Gives up what takes too long, and gives back what is not needed any more."""
@@ -334,7 +345,8 @@ class ReplicaGroup:
         for record in self._starting():
             if self._starter.give_up_in_s(record, elastic) <= 0:
                 self._end(record)
-                self._starter.failed(record, f"it was not at its data loop after {self._clock() - record.since:.0f} s")
+                what = "at its data loop" if record.launched.is_set() else "running"
+                self._starter.failed(record, f"it was not {what} after {self._clock() - record.since:.0f} s")
         for record in self._roster.members:
             if not record.launched.is_set() and record.node_id not in self._wish:
                 self._end(record)  # was to be alone, and has not begun
@@ -388,15 +400,28 @@ class ReplicaGroup:
 
     def _began(self, plan: Plan, switched: Switched, elastic: ElasticConfig) -> None:
         """A generation has begun."""
-        self._generation = plan.generation
+        self._generation, self._abandoned_at = plan.generation, None
+        self._switcher.began(plan.generation)
         for record in self._roster.begin(plan, switched, self._clock()):
             self._spawn(self._retire(record, elastic))
-        self._recovery.close()
+        if not any(record.state is ReplicaState.STANDING for record in self._roster.members):
+            self._recovery.close()
         reallocation = self.news.switched(switched, plan.reason)
         self.news.steps_from(self._clock())
         logger.debug("%s", reallocation.describe(self._reservations.prefix))
         if switched.dropped:
             self._starter.trouble = f"{len(switched.dropped)} replicas did not join"
+
+    def _switched(self, event: Switched) -> None:
+        """A group was formed; maybe one whose plan was given up: then it is the job's all the same, since it trains."""
+        if self._switcher.deliver(event):
+            return
+        plan = self._switcher.told(event.generation)
+        if plan is not None:
+            assert self._elastic is not None
+            logger.info("generation %d has begun after its plan was given up", plan.generation)
+            self._switcher.abort(f"generation {plan.generation} has begun")
+            self._began(plan, event, self._elastic)
 
     def _dismiss(self, record: ReplicaRecord, elastic: ElasticConfig) -> None:
         """Lets a newcomer go that is no longer wanted; one that waits at its loop can leave its process in order."""
@@ -424,6 +449,7 @@ class ReplicaGroup:
         return Circumstances(
             is_newcomer=record.is_newcomer,
             is_member=record.state is ReplicaState.MEMBER,
+            stands=record.state is ReplicaState.STANDING,
             is_parked=record.state is ReplicaState.PARKED,
             launched=record.launched.is_set(),
             job_has_state=source is not None,
@@ -509,6 +535,8 @@ class ReplicaGroup:
         was stopped, or of a machine that has lost its power."""
         members = [record for record in self._roster.survivors if record.state is ReplicaState.MEMBER]
         generation = self._generation
+        if self._abandoned_at is None:
+            self._abandoned_at = self._clock()
         await asyncio.gather(*(ask(record, "abandon", generation) for record in members), return_exceptions=True)
 
     async def _tell_lost(self, source: ReplicaRecord, replica_id: str) -> None:
@@ -517,10 +545,10 @@ class ReplicaGroup:
             await ask(source, "lost", frozenset([replica_id]))
 
     def _broken(self, record: ReplicaRecord, event: Broken) -> None:
-        """A replica has lost its group, and stands."""
-        if record.state in (ReplicaState.LEAVING, ReplicaState.GONE):
+        """A replica has lost its group, and stands; unless it has said so before it knew of its newest plan."""
+        if record.state in (ReplicaState.LEAVING, ReplicaState.GONE) or event.generation < record.told:
             return
-        self._roster.stands(record, event.place)
+        self._roster.stands(record, event.generation, event.place)
         what = f"a group of {len(self._roster.members)} replicas broke: {event.reason}"
         self._recovery.open(what, explains=False)
         self._switcher.abort("the group is broken")
@@ -532,26 +560,55 @@ class ReplicaGroup:
             await self._start_again("all replicas", self._recovery.reason)
             return
         if not stand(members):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), _LOOK_AGAIN_S)
-            return
-        reason = self._recovery.reason
-        if not await self._may_try_again(reason):
+            await self._wait_for_survivors(members)
             return
         source = furthest(members)
         others = [record for record in members if record is not source]
         try:
-            plan = await bring_together(self._switcher, source, others, reason)
-            if plan is None:
+            if not await bring_together(source, others) or not await self._may_try_again(self._recovery.reason):
                 return
-            switched = await self._switcher.carry_out_standing(plan, [source, *others], elastic.join_timeout_s)
+            await self._regroup(source, others, elastic)
         except ReplicaUnreachable as error:
             await self._lost(error.record, str(error))
         except PlanAborted as error:
             logger.info("the survivors could not go on: %s", error)
-        else:
-            if not self._ended:
-                self._began(plan, switched, elastic)
+
+    async def _wait_for_survivors(self, members: list[ReplicaRecord]) -> None:
+        """Until something changes, for a moment; those that were to speak by now are lost."""
+        now = self._clock()
+        silent = [record for record in members if record.answers_by is not None and record.answers_by < now]
+        for record in silent:
+            await self._lost(record, "it does not say what became of a plan that was given up")
+        if not silent:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), _LOOK_AGAIN_S)
+
+    async def _regroup(self, source: ReplicaRecord, others: list[ReplicaRecord], elastic: ElasticConfig) -> None:
+        """Makes replicas that stand in the same place a generation.
+
+        Raises:
+            ReplicaUnreachable, PlanAborted: it has not begun, as far as is known. Whoever was told has to say what it came to.
+        """
+        plan = await plan_of_survivors(self._switcher, source, others, self._recovery.reason)
+        try:
+            switched = await self._switcher.carry_out_standing(plan, [source, *others], elastic.join_timeout_s)
+        except (ReplicaUnreachable, PlanAborted):
+            if not self._ended and self._recovery.is_open:
+                self._give_up(plan, elastic)
+            raise
+        if not self._ended:
+            self._began(plan, switched, elastic)
+
+    def _give_up(self, plan: Plan, elastic: ElasticConfig) -> None:
+        """A plan of survivors has failed: none of them need wait for the others, and each will say so, by and by."""
+        for record in self._roster.survivors:
+            if record.told == plan.generation and record.state is ReplicaState.STANDING and record.place is None:
+                record.answers_by = self._clock() + 2 * elastic.join_timeout_s
+                self._spawn(self._tell_given_up(record, plan.generation))
+
+    async def _tell_given_up(self, record: ReplicaRecord, generation: int) -> None:
+        with contextlib.suppress(ReplicaUnreachable):
+            await ask(record, "give_up", generation)
 
     async def _may_try_again(self, reason: str) -> bool:
         """Counts recoveries without a step in between; fails the job if there are too many."""
@@ -568,6 +625,7 @@ class ReplicaGroup:
             return
         logger.warning("lost %s (%s); starting again from the newest snapshot", who, reason)
         self._recovery.close()
+        self._abandoned_at = None
         self._switcher.abort(f"lost {who}")
         for other in self._roster:
             if other.state is not ReplicaState.LEAVING:
@@ -587,15 +645,21 @@ class ReplicaGroup:
                 self._elastic.progress_timeout_s, self.news.step_time_s, self._elastic.boot_timeout_s
             )
             await asyncio.sleep(min(_LONGEST_LOOK_S, SHARE_BETWEEN_LOOKS * limit_s))
-            members = [record for record in self._roster.survivors if record.state is ReplicaState.MEMBER]
+            # Whoever carries out an order after a loss may take its time, but answers.
+            members = [record for record in self._roster.survivors if record.place is None]
             pulses = await asyncio.gather(*(self._pulse(record, limit_s) for record in members))
             found = watch.look(
-                {record.replica_id: pulse for record, pulse in zip(members, pulses, strict=True)},
+                {
+                    record.replica_id: pulse
+                    for record, pulse in zip(members, pulses, strict=True)
+                    if pulse is None or record.state is ReplicaState.MEMBER
+                },
                 self._clock(),
                 limit_s,
+                abandoned_at=self._abandoned_at,
             )
             for record in members:
-                if record.replica_id in found.hanging and record.state is ReplicaState.MEMBER:
+                if record.replica_id in found.hanging and record in self._roster.survivors and record.place is None:
                     await self._lost(record, f"it hangs: {found.hanging[record.replica_id]}")
             if found.deadlocked:
                 logger.warning("%d replicas wait for each other for more than %.0f s", len(members), limit_s)

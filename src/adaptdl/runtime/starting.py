@@ -123,6 +123,9 @@ class Starter:
             )
         except ReplicaFailed as error:
             await self.ends.process_ended(record, str(error))
+        except Exception as error:  # whatever it was: nobody else would learn that this replica will not come
+            logger.exception("replica %s could not be run", record.replica_id)
+            await self.ends.process_ended(record, f"{type(error).__name__}: {error}")
         else:
             await self.ends.function_ended(record, outcome)
         finally:
@@ -139,7 +142,7 @@ class Starter:
     async def _unpark(self, record: ReplicaRecord, elastic: ElasticConfig) -> None:
         try:
             await self.launcher.reserve(record, elastic)
-        except ReplicaFailed as error:
+        except Exception as error:  # noqa: BLE001 (also what nobody has thought of: it is tried again after a while)
             self.failed(record, str(error))
         finally:
             self.unparking = False

@@ -87,6 +87,8 @@ class Switcher:
     def __init__(self, changed: asyncio.Event) -> None:
         self._changed = changed
         self._pending: _Pending | None = None
+        self._told: dict[int, Plan] = {}
+        """By generation: what replicas were told since the last generation has begun."""
         self.generation = 0
         """The number used last."""
 
@@ -95,11 +97,24 @@ class Switcher:
         """The plan that replicas carry out right now."""
         return None if self._pending is None else self._pending.plan
 
-    def deliver(self, answer: Switched | Missed) -> None:
-        """Takes what a replica said about the plan that is being carried out; news of other plans are dropped."""
+    def deliver(self, answer: Switched | Missed) -> bool:
+        """Takes what a replica said about the plan that is being carried out; False if it is about another one, or this one
+        was given up."""
         pending = self._pending
-        if pending is not None and pending.plan.generation == answer.generation and not pending.answer.done():
-            pending.answer.set_result(answer)
+        if pending is None or pending.plan.generation != answer.generation:
+            return False
+        if pending.answer.done():
+            return pending.answer.exception() is None
+        pending.answer.set_result(answer)
+        return True
+
+    def told(self, generation: int) -> Plan | None:
+        """The plan of a generation that has not begun, as far as is known."""
+        return self._told.get(generation)
+
+    def began(self, generation: int) -> None:
+        """Older plans cannot come about any more."""
+        self._told = {told: plan for told, plan in self._told.items() if told > generation}
 
     def reported(self, replica_id: str) -> None:
         """A replica has sent a result. If it leads a first generation that is being formed, it stands: functions may report
@@ -256,11 +271,11 @@ class Switcher:
     ) -> Switched | Missed:
         answer: asyncio.Future[Switched | Missed] = asyncio.get_running_loop().create_future()
         self._pending = _Pending(plan, answer)
+        self._told[plan.generation] = plan
         try:
-            await asyncio.gather(*(ask(record, "join", plan, timeout_s=_TELL_TIMEOUT_S) for record in newcomers))
+            await asyncio.gather(*(self._tell(record, plan, timeout_s=_TELL_TIMEOUT_S) for record in newcomers))
             if source is not None:
-                trains = source.state is ReplicaState.MEMBER
-                await ask(source, "reallocate" if trains else "join", plan)
+                await self._tell(source, plan, timeout_s=_CALL_TIMEOUT_S)
             if source is not None and source.state is ReplicaState.MEMBER:
                 return await self._answer_of_training(plan, answer, source)
             done, _ = await asyncio.wait([answer], timeout=2 * join_timeout_s)
@@ -271,6 +286,11 @@ class Switcher:
             if answer.done() and not answer.cancelled():
                 answer.exception()  # taken note of: it was raised above, or another error was first
             self._pending = None
+
+    async def _tell(self, record: ReplicaRecord, plan: Plan, *, timeout_s: float) -> None:
+        if record.state is ReplicaState.STANDING:
+            record.told, record.place = plan.generation, None
+        await ask(record, "reallocate" if record.state is ReplicaState.MEMBER else "join", plan, timeout_s=timeout_s)
 
     async def _answer_of_training(
         self, plan: Plan, answer: asyncio.Future[Switched | Missed], source: ReplicaRecord

@@ -5,6 +5,10 @@ it are not the ones: what counts is who stands still without waiting for another
 
   limit       max(progress_timeout_s, 20 × step time): nothing is suspected before
   stands      no batch, step or loop more since it was first seen so
+  abandoned   the members were told that their group does not work: whatever waits in it has failed then
+
+Who still says after the limit that it waits in a group that was abandoned is stuck in something else (a backward pass that
+began before, a collective of the user's own).
 """
 
 from __future__ import annotations
@@ -46,10 +50,22 @@ class Watch:
     def __init__(self) -> None:
         self._stands: dict[str, tuple[Any, float]] = {}
 
-    def look(self, pulses: Mapping[str, Pulse | None], now: float, limit_s: float) -> Finding:
-        """Takes the pulses of all members; None is one that did not answer."""
+    def look(
+        self,
+        pulses: Mapping[str, Pulse | None],
+        now: float,
+        limit_s: float,
+        *,
+        abandoned_at: float | None = None,
+    ) -> Finding:
+        """Takes the pulses of all members; None is one that did not answer.
+
+        Args:
+            abandoned_at: when their group was abandoned, if it was.
+        """
         self._stands = {replica_id: self._since(replica_id, pulse, now) for replica_id, pulse in pulses.items()}
         stood_s = {replica_id: now - since for replica_id, (_, since) in self._stands.items()}
+        may_wait = abandoned_at is None or now - abandoned_at <= limit_s
         hanging = {}
         for replica_id, pulse in pulses.items():
             if stood_s[replica_id] <= limit_s:
@@ -58,6 +74,8 @@ class Watch:
                 hanging[replica_id] = f"it has not answered for {stood_s[replica_id]:.0f} s"
             elif pulse.waited_s is None and pulse.place.kind is not LoopKind.BETWEEN:
                 hanging[replica_id] = f"no batch for {stood_s[replica_id]:.0f} s in a {pulse.place.kind.value} loop"
+            elif pulse.waited_s is not None and not may_wait:
+                hanging[replica_id] = f"it has not left its group, which does not work, for {stood_s[replica_id]:.0f} s"
         all_wait = len(pulses) > 1 and all(
             pulse is not None and (pulse.waited_s or 0.0) > limit_s for pulse in pulses.values()
         )

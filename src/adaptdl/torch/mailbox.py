@@ -33,6 +33,8 @@ class Mailbox:
         self.interrupted = False
         self.lost: frozenset[str] = frozenset()
         """`replica_id` of replicas that will not come any more, for a roll call."""
+        self.given_up = 0
+        """The generation of the newest plan that whoever gave it has taken back."""
 
     def put(self, order: Plan | Advance | Order) -> None:
         """Takes an order; not a plan that comes after a later one: it was given up."""
@@ -54,15 +56,24 @@ class Mailbox:
             self._orders.clear()
             return order
 
-    def any(self) -> bool:
-        """Whether an order waits."""
-        return bool(self._orders)
+    def takes_back(self, plan: Plan) -> bool:
+        """Whether `plan` was given up, or another order has come since; a plan that is older has been overtaken by it."""
+        with self._condition:
+            orders = list(self._orders)
+        return plan.generation <= self.given_up or any(
+            not isinstance(order, Plan) or order.generation > plan.generation for order in orders
+        )
 
     def peek(self) -> Plan | Advance | Order | None:
         """The newest order, which stays."""
         with self._condition:
             return self._orders[-1] if self._orders else None
 
-    def clear(self) -> None:
+    def clear(self, generation: int) -> None:
+        """Forgets what was ordered up to the plan of this generation: only newer plans stay, and the order to leave."""
         with self._condition:
-            self._orders.clear()
+            self._orders = [
+                order
+                for order in self._orders
+                if order is Order.LEAVE or (isinstance(order, Plan) and order.generation > generation)
+            ]

@@ -108,7 +108,8 @@ def _key(plan: Plan, name: str) -> str:
 
 
 def _roll_call(session: ElasticSession, plan: Plan, me: str) -> frozenset[str] | None:
-    """Who is here, the source included; None if this replica is not among them, or has a newer order."""
+    """Who is here, the source included; None if this replica is not among them, has a newer order, or was told that the
+    plan was given up."""
     keeper = plan.source or plan.members[0].replica_id
     expected = {keeper, *(member.replica_id for member in plan.members)}
     if len(expected) == 1:
@@ -117,14 +118,15 @@ def _roll_call(session: ElasticSession, plan: Plan, me: str) -> frozenset[str] |
     with communicating():
         store = session.store.connect(plan.store)
         if me == keeper:
-            return _call_roll(session, plan, store, expected - {me}) | {me}
+            return _call_roll(session, plan, store, expected - {me})
         store.set(_key(plan, f"here/{me}"), "")
         roll = _wait_for_roll(session, plan, store)
     return roll if roll is not None and me in roll else None
 
 
-def _call_roll(session: ElasticSession, plan: Plan, store: dist.Store, others: set[str]) -> frozenset[str]:
-    """Waits until all `others` are here that are not known to be lost, and writes down who is."""
+def _call_roll(session: ElasticSession, plan: Plan, store: dist.Store, others: set[str]) -> frozenset[str] | None:
+    """Waits until all `others` are here that are not known to be lost, and writes down who is. None, and nothing written, if
+    the plan is taken back meanwhile: the others may have gone to another one."""
     deadline = time.monotonic() + session.join_timeout_s
     here: set[str] = set()
     while True:
@@ -132,11 +134,14 @@ def _call_roll(session: ElasticSession, plan: Plan, store: dist.Store, others: s
         missing = others - here - session.mailbox.lost
         if not missing or time.monotonic() > deadline:
             break
+        if session.mailbox.takes_back(plan):
+            return None
         time.sleep(_SHORTEST_POLL_S)
     if here != others:
         logger.warning("generation %d begins without %s", plan.generation, sorted(others - here))
-    store.set(_key(plan, "roll"), json.dumps(sorted({session.replica.replica_id, *here})))
-    return frozenset(here)
+    roll = frozenset({session.replica.replica_id, *here})
+    store.set(_key(plan, "roll"), json.dumps(sorted(roll)))
+    return roll
 
 
 def _wait_for_roll(session: ElasticSession, plan: Plan, store: dist.Store) -> frozenset[str] | None:
@@ -146,7 +151,7 @@ def _wait_for_roll(session: ElasticSession, plan: Plan, store: dist.Store) -> fr
         RuntimeError: the source is gone; this replica holds a state, too.
     """
     interval_s = _SHORTEST_POLL_S
-    while not session.mailbox.any():
+    while not session.mailbox.takes_back(plan):
         try:
             if store.check([_key(plan, "roll")]):
                 return frozenset(json.loads(store.get(_key(plan, "roll"))))
@@ -163,6 +168,7 @@ def _wait_for_roll(session: ElasticSession, plan: Plan, store: dist.Store) -> fr
 def _enter(session: ElasticSession, plan: Plan, me: str) -> bool:
     """Forms the generation and brings its members to the source's state; the source need not be a member. False if this
     replica does not become a part of it."""
+    session.tried = plan.generation
     roll = _roll_call(session, plan, me)
     if roll is None:
         return False

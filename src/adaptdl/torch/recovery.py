@@ -39,7 +39,7 @@ def recover(session: ElasticSession, error: GroupBroken) -> None:
     session.lose_group(error)
     was_first = session.rank_before == 0
     while not session.joined:
-        session.host.broken(session.generation, session.place(), reason)
+        session.host.broken(session.tried, session.place(), reason)
         order = session.next_order()
         if isinstance(order, Advance):
             if session.runs_on_to(order.place):

@@ -99,6 +99,8 @@ class ElasticSession:
         self.exchange = None if group is None else StepExchange(group)
         self.num_nodes = num_nodes
         self.generation = 0
+        self.tried = 0
+        """The generation of the plan that this replica has tried to carry out last."""
         self.most_samples: dict[str, int] = {}
         """Names of loaders → samples that fit into one pass, where memory has run out."""
         self.pause: reallocation.Pause | None = None
@@ -219,6 +221,10 @@ class ElasticSession:
         if group is not None and self.generation == generation:
             group.abort()
 
+    def give_up(self, generation: int) -> None:
+        """To whoever waits for the others of a plan: this one, and those before, will not come about."""
+        self.mailbox.given_up = max(generation, self.mailbox.given_up)
+
     def leave(self) -> None:
         """To a newcomer or a parked replica: you are no longer wanted."""
         self.mailbox.put(Order.LEAVE)
@@ -315,7 +321,7 @@ class ElasticSession:
         if not isinstance(plan, Plan) or plan.source is not None:
             return
         if [member.replica_id for member in plan.members] == [self.replica.replica_id]:
-            self.mailbox.clear()
+            self.mailbox.clear(plan.generation)
             reallocation.join(self, plan)
 
     def _finish(self) -> bool:
@@ -361,7 +367,7 @@ class ElasticSession:
             self.rank_before = self.group.rank
             self.group.abort()
         stepped = self.stepped or self.stepped_before
-        self.mailbox.clear()
+        self.mailbox.clear(self.tried)
         self.mailbox.plan = None
         self.drop_group()
         self.stepped_before = stepped
@@ -510,7 +516,8 @@ class ElasticSession:
             if self._broken is None:
                 self.host.ready(self.position)
             else:
-                self.host.broken(self.generation, self.place(), str(self._broken))
+                self.host.broken(self.tried, self.place(), str(self._broken))
+            holds_state = self._broken is not None
             order = self.next_order()
             if isinstance(order, Advance):
                 self._go_to(order.place)
@@ -520,6 +527,8 @@ class ElasticSession:
                 except GroupBroken as error:
                     logger.info("replica %s could not join: %s", self.replica.replica_id, error)
                     self.drop_group()
+                    if holds_state:
+                        self.note_broken(error)
 
     def next_order(self) -> Plan | Advance | Order | None:
         """Waits for the newest order. Raises Leave if it is to leave, and says so."""
