@@ -1,7 +1,8 @@
 """A driver of Tune in a process of its own, to be killed: ``python -m tests.faults.driver ADDRESS STORAGE HOW``.
 
-HOW is ``run`` or ``resume`` (tune.run, and with resume=True), ``fit`` or ``restore`` (Tuner, and Tuner.restore). What Tune
-sees is appended to ``seen.jsonl`` in STORAGE, and how the trials ended is written to ``ended.json``.
+HOW is ``run`` or ``resume`` (tune.run, and with resume=True), ``fit`` or ``restore`` (Tuner, and Tuner.restore); or
+``uneven`` or ``resume-uneven``, the first two with trials of which one ends early. What Tune sees is appended to
+``seen.jsonl`` in STORAGE, trials that are complete to ``complete``, and how all ended is written to ``ended.json``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from tests.faults.experiments import regression, scheduler
 
 NUM_TRIALS = 2
 CONFIG = {"epochs": 16, "sleep_s": 0.03}
+EPOCHS = (4, 25)
+"""Of the trials for `uneven`: the first ends long before the second."""
 
 
 class Records(Callback):
@@ -31,6 +34,10 @@ class Records(Callback):
         names = ("trial_id", "training_iteration", "epoch", "weights", "began_at", "time_total_s", "pid", "replica_pid")
         with open(self._path, "a") as file:
             file.write(json.dumps({**{name: result[name] for name in names}, "name": str(trial)}) + "\n")
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
+        with Path(self._path).with_name("complete").open("a") as file:
+            file.write(trial.trial_id + "\n")
 
 
 class Ends(Callback):
@@ -57,16 +64,17 @@ def main(address: str, storage: str, how: str) -> None:
     ray.init(address=address, log_to_driver=False)
     trainable = DistributedTrainableCreator(regression())
     callbacks = [Records(f"{storage}/seen.jsonl"), Ends(f"{storage}/ended.json")]
-    if how in ("run", "resume"):
+    uneven = how.endswith("uneven")
+    if uneven or how in ("run", "resume"):
         tune.run(
             trainable,
             name="experiment",
             storage_path=storage,
-            config=CONFIG,
-            num_samples=NUM_TRIALS,
+            config={**CONFIG, "epochs": tune.grid_search(list(EPOCHS))} if uneven else CONFIG,
+            num_samples=1 if uneven else NUM_TRIALS,
             scheduler=scheduler(),
             callbacks=callbacks,
-            resume=how == "resume",
+            resume=how.startswith("resume"),
             verbose=0,
         )
     elif how == "fit":

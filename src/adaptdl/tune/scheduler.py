@@ -7,6 +7,7 @@ passed on. Tune asks about ten times a second; everything slow happens in the th
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from adaptdl.runtime.nodes import ClusterView, capacity, default_resources_per_r
 from adaptdl.runtime.placement import prefix_of
 from adaptdl.tune.admission import Admission
 from adaptdl.tune.allocation_loop import AllocationLoop, Arrived, Departed, Seen
-from adaptdl.tune.bookkeeper import Bookkeeper
+from adaptdl.tune.bookkeeper import Bookkeeper, state_written_at
 from adaptdl.tune.creator import elastic_from_function_trainable
 from adaptdl.tune.output import add_table_columns
 from adaptdl.tune.trainable import AdaptDLTrainable
@@ -221,7 +222,8 @@ class AdaptDLScheduler(TrialScheduler):
         experiment = self._experiment = _Experiment(
             controller_id=id(controller), name=name, loop=loop, admission=admission, elastic=elastic
         )
-        controller._callbacks._callbacks += [Bookkeeper(), _AtTheEnd(loop)]
+        bookkeeper = Bookkeeper(functools.partial(state_written_at, controller))
+        controller._callbacks._callbacks += [bookkeeper, _AtTheEnd(loop)]
         loop.start()
         return experiment
 

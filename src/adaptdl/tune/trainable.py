@@ -79,8 +79,6 @@ class AdaptDLTrainable(Trainable):
         self._began_at = time.monotonic()
         self._contacted = False
         self._stopped = False
-        self._over = False
-        """The trial has come to its end: nobody will go on with it."""
         self._next: dict[str, Any] = {}
         self._num_seen = 0
         """Results that `_last_result` is the last of."""
@@ -242,7 +240,7 @@ class AdaptDLTrainable(Trainable):
         Trainable.stop(self)
 
     async def _close(self, vault: Vault) -> None:
-        close = functools.partial(vault.close, timeout_s=_CLOSE_TIMEOUT_S, remove=self._over)
+        close = functools.partial(vault.close, timeout_s=_CLOSE_TIMEOUT_S)
         await asyncio.get_running_loop().run_in_executor(None, close)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -256,9 +254,11 @@ class AdaptDLTrainable(Trainable):
         self._is_known.set()
 
     async def finish(self) -> None:
-        """The trial has come to its end. `stop` follows, or was heard before."""
-        self._over = True
-        if self._stopped and self._vault is not None:
+        """The trial has come to its end. Answers when nothing more will be written: the driver removes what was kept.
+
+        `stop` follows, or was heard before.
+        """
+        if self._vault is not None:
             await self._close(self._vault)
 
     # -- from the allocator -----------------------------------------------------------------------------------------
@@ -368,7 +368,6 @@ class AdaptDLTrainable(Trainable):
                 f"the training function of trial {self.trial_id} returned without a result; it must call "
                 'tune.report({"<metric>": value}) at least once, for instance at the end of each epoch'
             )
-        self._over = not self._stopped
         return {RESULT_DUPLICATE: True}
 
     def _check_contact(self) -> None:
