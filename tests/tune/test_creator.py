@@ -23,7 +23,7 @@ def test_the_trainable_has_the_name_the_tables_show_and_takes_no_device() -> Non
     assert issubclass(made, AdaptDLTrainable)
     assert made.elastic.resources_per_replica == {"GPU": 2.0}
     assert made.elastic.max_replicas == 8
-    assert set(made.default_resource_request({}).required_resources) == {"memory"}
+    assert set(made.default_resource_request({}).required_resources) == {"memory", "node:__internal_head__"}
 
 
 def test_the_trainable_crosses_processes_without_the_function_being_unpickled() -> None:

@@ -44,6 +44,10 @@ logger = logging.getLogger(__name__)
 
 _COORDINATOR_BYTES = 64 * 2**20
 """What Tune reserves for a coordinator: memory, so that it takes no CPU and no device."""
+_HEAD_RESOURCE = "node:__internal_head__"
+"""Ray's head node has one of this, other nodes none."""
+_HEAD_SHARE = 0.0001
+"""The least that Ray counts: room for ten thousand coordinators."""
 _LOOK_INTERVAL_S = 2.0
 _CLOSE_TIMEOUT_S = 3.0
 """How long a slow storage may hold up the end of a coordinator; Tune ends it by force after 5 s."""
@@ -58,7 +62,8 @@ class AdaptDLTrainable(Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
-        return PlacementGroupFactory([{"memory": _COORDINATOR_BYTES}])
+        """A place on the head node: a trial must outlive the nodes that its replicas stand on."""
+        return PlacementGroupFactory([{"memory": _COORDINATOR_BYTES, _HEAD_RESOURCE: _HEAD_SHARE}])
 
     def setup(self, config: dict[str, Any]) -> None:
         self._known: Known | None = None
