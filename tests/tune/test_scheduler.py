@@ -12,6 +12,7 @@ import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from adaptdl.errors import UsageError
+from adaptdl.policy import OptimalPolicy
 from adaptdl.runtime import ElasticConfig
 from adaptdl.tune import AdaptDLScheduler
 from adaptdl.tune.admission import Admission
@@ -25,7 +26,12 @@ from adaptdl.tune.scheduler import _Experiment, _Tracked
         ({"base_scheduler": "asha"}, "must be one of Tune's schedulers"),
         ({"base_scheduler": AdaptDLScheduler()}, "must not be an AdaptDLScheduler itself"),
         ({"interval_s": 0}, "`interval_s > 0` must hold"),
+        ({"interval_s": "5"}, "`interval_s > 0` must hold, in seconds"),
         ({"min_replicas": 4, "max_replicas": 2}, "`min_replicas <= max_replicas` must hold"),
+        ({"elastic": {"min_replicas": 2}}, "`elastic` must be an ElasticConfig"),
+        ({"policy": "optimal"}, "`policy` must be a policy, such as"),
+        ({"policy": OptimalPolicy}, "`policy` must be a policy, such as"),
+        ({"kind_of": 3}, "`kind_of` must be a function that takes a trial"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:

@@ -31,7 +31,7 @@ from adaptdl.runtime.placement import prefix_of
 from adaptdl.tune.admission import Admission
 from adaptdl.tune.allocation_loop import AllocationLoop, Arrived, Departed, Seen
 from adaptdl.tune.bookkeeper import Bookkeeper, state_written_at
-from adaptdl.tune.creator import elastic_from_function_trainable
+from adaptdl.tune.creator import check_resource_request, elastic_config, elastic_from_function_trainable
 from adaptdl.tune.output import add_table_columns
 from adaptdl.tune.trainable import AdaptDLTrainable
 
@@ -84,9 +84,9 @@ class AdaptDLScheduler(TrialScheduler):
             that come or go, are considered at once.
         resources_per_replica: what one replica holds, for trials that do not say it themselves. None: one GPU if the
             cluster has GPUs, else one CPU.
-        min_replicas: a trial runs on at least so many replicas, or waits; for trials that do not say it themselves.
-        max_replicas: and on at most so many.
-        elastic: time limits and the like; the three arguments above are put into it.
+        min_replicas: a trial runs on at least so many replicas, or waits; for trials that do not say it themselves. None: 1.
+        max_replicas: and on at most so many. None: as many as are useful.
+        elastic: time limits and the like; of the three arguments above, those that are not None are put into it.
         kind_of: gives the name of a trial's kind. How fast trials of one kind train on so many replicas is learnt from all of
             them, so name what makes them differ, for instance ``lambda trial: str(trial.config["num_layers"])``. None: all
             trials of one training function are of a kind; one that computes faster or slower than the others is noticed.
@@ -102,7 +102,7 @@ class AdaptDLScheduler(TrialScheduler):
         policy: Policy | None = None,
         interval_s: float = 5.0,
         resources_per_replica: Mapping[str, float] | None = None,
-        min_replicas: int = 1,
+        min_replicas: int | None = None,
         max_replicas: int | None = None,
         elastic: ElasticConfig | None = None,
         kind_of: Callable[[Trial], str] | None = None,
@@ -112,16 +112,19 @@ class AdaptDLScheduler(TrialScheduler):
             raise UsageError(f"`base_scheduler` must be one of Tune's schedulers, but got {base_scheduler!r}")
         if isinstance(base_scheduler, AdaptDLScheduler):
             raise UsageError("`base_scheduler` must not be an AdaptDLScheduler itself")
-        if not interval_s > 0:
-            raise UsageError(f"`interval_s > 0` must hold, but got (interval_s={interval_s!r})")
+        if isinstance(interval_s, bool) or not isinstance(interval_s, (int, float)) or not interval_s > 0:
+            raise UsageError(f"`interval_s > 0` must hold, in seconds, but got (interval_s={interval_s!r})")
+        if policy is not None and (isinstance(policy, type) or not callable(getattr(policy, "allocate", None))):
+            raise UsageError(f"`policy` must be a policy, such as OptimalPolicy(), but got {policy!r}")
+        if kind_of is not None and not callable(kind_of):
+            raise UsageError(f"`kind_of` must be a function that takes a trial, but got {kind_of!r}")
         self._base = base_scheduler or FIFOScheduler()
-        self._policy = policy or OptimalPolicy()
+        self._policy = OptimalPolicy() if policy is None else policy
         self._interval_s = float(interval_s)
-        own = ElasticConfig(
-            resources_per_replica=resources_per_replica, min_replicas=min_replicas, max_replicas=max_replicas
-        )
         self._kind_of = kind_of or _name_of_trainable
-        self._elastic = own.with_defaults(elastic or ElasticConfig())
+        self._elastic = elastic_config(
+            elastic, resources_per_replica=resources_per_replica, min_replicas=min_replicas, max_replicas=max_replicas
+        )
         self._experiment: _Experiment | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -235,7 +238,8 @@ class AdaptDLScheduler(TrialScheduler):
         """
         trainable = trial.get_trainable_cls()
         if isinstance(trainable, type) and issubclass(trainable, AdaptDLTrainable):
-            return trainable.elastic.with_defaults(self._elastic)
+            check_resource_request(trainable)
+            return trainable.elastic.with_defaults(self._elastic, stated=trainable.stated)
         if not (isinstance(trainable, type) and issubclass(trainable, FunctionTrainable)):
             raise UsageError(
                 f"AdaptDLScheduler runs training functions, but {trial.trainable_name!r} is a class of its own; "

@@ -56,9 +56,11 @@ _CLOSE_TIMEOUT_S = 3.0
 class AdaptDLTrainable(Trainable):
     """Made by :func:`adaptdl.tune.DistributedTrainableCreator` for one training function."""
 
-    function: ClassVar[bytes] = b""
+    function: ClassVar[Any] = b""
     """The training function of one argument, pickled; only replicas unpickle it."""
     elastic: ClassVar[ElasticConfig] = ElasticConfig()
+    stated: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `elastic` that hold although they have their default values."""
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
