@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 
-from adaptdl.policy import Allocation, Decision, Job, Node
+from adaptdl.policy import Allocation, Decision, Job, Node, OptimalPolicy
 from adaptdl.runtime import ElasticConfig, JobStatus, Phase
 from adaptdl.runtime.allocator import Allocator
+from adaptdl.runtime.placement import prefix_of, sweep
 from adaptdl.tune.allocation_loop import AllocationLoop, Arrived, Seen
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -63,11 +65,36 @@ class Coordinator:
         return self._answer
 
 
+def reserve(trial_id: str) -> PlacementGroup:
+    group = placement_group([{"CPU": 1}], name=prefix_of("experiment", trial_id) + "x")
+    ray.get(group.ready(), timeout=30)
+    return group
+
+
+def living() -> set[str]:
+    return {group["name"].split("/")[2] for group in placement_group_table().values() if group["state"] != "REMOVED"}
+
+
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
         time.sleep(0.05)
+
+
+def test_another_experiment_of_the_same_name_keeps_its_reservations_and_they_count_as_used() -> None:
+    loop = AllocationLoop(experiment="experiment", allocator=Allocator(OptimalPolicy(), interval_s=1.0))
+    groups = [reserve("mine"), reserve("another")]
+    try:
+        loop.tell(Arrived(trial_id="mine", elastic=ELASTIC, kind="k"))
+        loop.start()
+        wait_until(lambda: [node.resources["CPU"] for node in loop.nodes] == [1.0], "the other's CPU to count as used")
+        loop.stop()
+        assert living() == {"another"}
+    finally:
+        loop.stop()
+        sweep(*(prefix_of("experiment", trial_id) for trial_id in ("mine", "another")))
+    assert len(groups) == 2
 
 
 def test_a_policy_that_keeps_failing_fails_the_trials_that_wait_for_it() -> None:

@@ -106,7 +106,9 @@ class AllocationLoop:
         self._experiment = experiment
         self._allocator = allocator
         self._clock = clock
-        self._view = ClusterView(prefix_of(experiment))
+        self._prefixes: set[str] = set()
+        """Of the reservations of all trials that there ever were."""
+        self._view = ClusterView(self._prefixes)
         self._inbox: queue.SimpleQueue[Arrived | Seen | Departed] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[tuple[str, JobStatus]] = queue.SimpleQueue()
         self._trials: dict[str, _Trial] = {}
@@ -150,14 +152,14 @@ class AllocationLoop:
         return self._nodes
 
     def stop(self) -> None:
-        """Ends the thread and removes every reservation of the experiment that is left."""
+        """Ends the thread and removes every reservation of its trials that is left."""
         self._stopped.set()
         self._wake.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(_JOIN_TIMEOUT_S)
         if ray.is_initialized():
             with contextlib.suppress(RayError, ConnectionError):  # the cluster is gone, and all of ours with it
-                sweep(prefix_of(self._experiment))
+                sweep(*self._prefixes)
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
@@ -225,6 +227,7 @@ class AllocationLoop:
     def _take(self, news: Arrived | Seen | Departed) -> None:
         trial = self._trials.get(news.trial_id)
         if isinstance(news, Arrived):
+            self._prefixes.add(prefix_of(self._experiment, news.trial_id))
             known = news.trial_id in self._departed or (trial is not None and trial.had_coordinator)
             self._trials[news.trial_id] = _Trial(
                 elastic=news.elastic, kind=news.kind, had_coordinator=known, in_allocator=True

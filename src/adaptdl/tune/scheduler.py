@@ -27,7 +27,6 @@ from adaptdl.runtime.allocator import Allocator
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.messages import JobStatus
 from adaptdl.runtime.nodes import ClusterView, capacity, default_resources_per_replica
-from adaptdl.runtime.placement import prefix_of
 from adaptdl.tune.admission import Admission
 from adaptdl.tune.allocation_loop import AllocationLoop, Arrived, Departed, Seen
 from adaptdl.tune.bookkeeper import Bookkeeper, state_written_at
@@ -214,7 +213,7 @@ class AdaptDLScheduler(TrialScheduler):
         if experiment is not None:
             experiment.loop.stop()
         name = trial.experiment_dir_name
-        view = ClusterView(prefix_of(name))
+        view = ClusterView()
         nodes = view.look()
         elastic = self._elastic
         if elastic.resources_per_replica is None:  # of all that is there: what is in use now may be free soon
