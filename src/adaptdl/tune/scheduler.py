@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 from ray.tune import Callback, PlacementGroupFactory
 from ray.tune.experiment import Trial
 from ray.tune.registry import register_trainable
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.trainable import FunctionTrainable
 
 from adaptdl.errors import UsageError
@@ -27,7 +27,7 @@ from adaptdl.runtime.allocator import Allocator
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.messages import JobStatus
 from adaptdl.runtime.nodes import ClusterView, capacity, default_resources_per_replica
-from adaptdl.tune.admission import Admission
+from adaptdl.tune.admission import Admission, wants_all_trials
 from adaptdl.tune.allocation_loop import AllocationLoop, Arrived, Departed, Seen
 from adaptdl.tune.bookkeeper import Bookkeeper, state_written_at
 from adaptdl.tune.creator import check_resource_request, elastic_config, elastic_from_function_trainable
@@ -170,7 +170,26 @@ class AdaptDLScheduler(TrialScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision: str = self._base.on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.CONTINUE and self._gives_way(trial, result):
+            return TrialScheduler.PAUSE
         return decision
+
+    def _gives_way(self, trial: Trial, result: Mapping[str, Any]) -> bool:
+        """Whether the trial has had its turn and others wait for theirs. PBT lets all members of a population train in
+        turns, by pausing those that were just compared while others are pending. Ours are never pending: they have their
+        coordinators, and wait for replicas.
+        """
+        base, experiment = self._base, self._experiment
+        if experiment is None or not isinstance(base, PopulationBasedTraining) or base._synch:
+            return False
+        state = base._trial_state.get(trial)
+        if state is None or state.last_perturbation_time != result.get(base._time_attr):
+            return False
+        return any(
+            tracked.trial.status == Trial.RUNNING and experiment.num_replicas.get(trial_id, 0) == 0
+            for trial_id, tracked in experiment.tracked.items()
+            if trial_id != trial.trial_id
+        )
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         self._forget(trial)
@@ -218,7 +237,7 @@ class AdaptDLScheduler(TrialScheduler):
         elastic = self._elastic
         if elastic.resources_per_replica is None:  # of all that is there: what is in use now may be free soon
             elastic = replace(elastic, resources_per_replica=default_resources_per_replica(view.whole))
-        admission = Admission(controller.search_alg)
+        admission = Admission(None if wants_all_trials(self._base) else controller.search_alg)
         admission.allow(_num_trials(nodes, elastic))
         loop = AllocationLoop(experiment=name, allocator=Allocator(self._policy, interval_s=self._interval_s))
         experiment = self._experiment = _Experiment(
@@ -277,7 +296,8 @@ class AdaptDLScheduler(TrialScheduler):
             if tracked_trial is not None and tracked_trial.coordinator is not None:
                 self._show(experiment, tracked_trial, job_status)
         if experiment.loop.nodes:
-            experiment.admission.allow(_num_trials(experiment.loop.nodes, experiment.elastic))
+            num_paused = sum(tracked.trial.status == Trial.PAUSED for tracked in experiment.tracked.values())
+            experiment.admission.allow(_num_trials(experiment.loop.nodes, experiment.elastic), num_paused=num_paused)
 
     @staticmethod
     def _pass_on(experiment: _Experiment, tracked: _Tracked, coordinator: ActorHandle[Any] | None, status: str) -> None:
