@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ray.tune.schedulers import (
@@ -59,6 +60,17 @@ def test_the_users_own_limits_are_left_alone() -> None:
     Admission(search).allow(1)
     assert search.searcher is limiter
     assert limiter.max_concurrent == 7
+
+
+def test_a_limit_of_ours_is_not_taken_for_the_users_after_a_restart(tmp_path: Path) -> None:
+    before = BasicVariantGenerator()
+    Admission(before).allow(2)
+    before.save_to_dir(str(tmp_path), "session")
+    again = BasicVariantGenerator()
+    again.restore_from_dir(str(tmp_path))
+    assert again.max_concurrent == 2
+    Admission(again).allow(4)
+    assert again.max_concurrent == 4
 
 
 def test_paused_trials_do_not_count() -> None:

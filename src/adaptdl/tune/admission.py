@@ -21,6 +21,11 @@ __all__ = ["Admission", "wants_all_trials"]
 
 logger = logging.getLogger(__name__)
 
+_MARK = "limited_by_adaptdl"
+"""Set on a generator that we limit. It is saved with it, as the limit is, which would look like the user's own when the
+driver is started again."""
+
+
 class Admission:
     """Limits the trials that a search algorithm lets live at once.
 
@@ -31,7 +36,8 @@ class Admission:
     def __init__(self, search_alg: Any) -> None:
         self._limited: Any = None
         if isinstance(search_alg, BasicVariantGenerator):
-            if not search_alg.max_concurrent:
+            if not search_alg.max_concurrent or getattr(search_alg, _MARK, False):
+                setattr(search_alg, _MARK, True)
                 self._limited = search_alg
         elif isinstance(search_alg, SearchGenerator) and not _has_limit(search_alg.searcher):
             search_alg.searcher = ConcurrencyLimiter(search_alg.searcher, max_concurrent=1)
