@@ -244,9 +244,14 @@ class AdaptDLScheduler(TrialScheduler):
             controller_id=id(controller), name=name, loop=loop, admission=admission, elastic=elastic
         )
         bookkeeper = Bookkeeper(functools.partial(state_written_at, controller))
-        controller._callbacks._callbacks += [bookkeeper, _AtTheEnd(loop)]
+        controller._callbacks._callbacks += [bookkeeper, _AtTheEnd(functools.partial(self._end, experiment))]
         loop.start()
         return experiment
+
+    def _end(self, experiment: _Experiment) -> None:
+        experiment.loop.stop()
+        if self._experiment is experiment:  # another controller may get the id that this one had
+            self._experiment = None
 
     def _make_elastic(self, trial: Trial) -> ElasticConfig:
         """Sees to it that the trial's trainable is ours.
@@ -341,8 +346,8 @@ def _num_trials(nodes: Sequence[Node], elastic: ElasticConfig) -> int:
 class _AtTheEnd(Callback):
     """Tells when an experiment is over, however it ended."""
 
-    def __init__(self, loop: AllocationLoop) -> None:
-        self._loop = loop
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end = end
 
     def on_experiment_end(self, trials: Any, **info: Any) -> None:
-        self._loop.stop()
+        self._end()
