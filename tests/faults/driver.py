@@ -1,7 +1,8 @@
 """A driver of Tune in a process of its own, to be killed: ``python -m tests.faults.driver ADDRESS STORAGE HOW``.
 
-HOW is ``run`` or ``resume`` (tune.run, and with resume=True), ``fit`` or ``restore`` (Tuner, and Tuner.restore). What Tune
-sees is appended to ``seen.jsonl`` in STORAGE, and how the trials ended is written to ``ended.json``.
+HOW is ``run`` or ``resume`` (tune.run, and with resume=True), ``fit`` or ``restore`` (Tuner, and Tuner.restore); or
+``uneven`` or ``resume-uneven``, the first two with trials of which one ends early. What Tune sees is appended to
+``seen.jsonl`` in STORAGE, trials that are complete to ``complete``, and how all ended is written to ``ended.json``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ NUM_TRIALS = 2
 CONFIG = {"epochs": 16, "sleep_s": 0.03}
 HELD_AT = 12
 """Trials start seconds apart, and none is to end while another one has not come far: this epoch begins when the test says so."""
+EPOCHS = (4, 25)
+"""Of the trials for `uneven`: the first ends long before the second."""
 
 
 class Records(Callback):
@@ -33,6 +36,10 @@ class Records(Callback):
         names = ("trial_id", "training_iteration", "epoch", "weights", "began_at", "time_total_s", "pid", "replica_pid")
         with open(self._path, "a") as file:
             file.write(json.dumps({**{name: result[name] for name in names}, "name": str(trial)}) + "\n")
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
+        with Path(self._path).with_name("complete").open("a") as file:
+            file.write(trial.trial_id + "\n")
 
 
 class Ends(Callback):
@@ -60,16 +67,17 @@ def main(address: str, storage: str, how: str) -> None:
     trainable = DistributedTrainableCreator(regression())
     config = {**CONFIG, "held_at": HELD_AT, "release": f"{storage}/release"}
     callbacks = [Records(f"{storage}/seen.jsonl"), Ends(f"{storage}/ended.json")]
-    if how in ("run", "resume"):
+    uneven = how.endswith("uneven")
+    if uneven or how in ("run", "resume"):
         tune.run(
             trainable,
             name="experiment",
             storage_path=storage,
-            config=config,
-            num_samples=NUM_TRIALS,
+            config={**CONFIG, "epochs": tune.grid_search(list(EPOCHS))} if uneven else config,
+            num_samples=1 if uneven else NUM_TRIALS,
             scheduler=scheduler(),
             callbacks=callbacks,
-            resume=how == "resume",
+            resume=how.startswith("resume"),
             verbose=0,
         )
     elif how == "fit":

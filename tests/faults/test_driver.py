@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from tests.faults.driver import CONFIG, NUM_TRIALS
+from tests.faults.driver import CONFIG, EPOCHS, NUM_TRIALS
 from tests.faults.experiments import (
     NUM_CPUS,
     check_results,
@@ -119,3 +120,34 @@ def test_every_trial_goes_on_from_its_newest_state(
     wait_until(lambda: living_actors() == [], "all actors to be gone")
     wait_until(lambda: living_groups() == set(), "all reservations to be gone")
     wait_until(lambda: ray.available_resources().get("CPU") == NUM_CPUS, "all CPUs to be free")
+
+
+@pytest.mark.timeout(240)
+def test_a_trial_that_had_ended_is_not_trained_again(address: str, tmp_path: Path) -> None:
+    """Tune has not written down that it ended, so that the driver started again goes on with it."""
+    driver = Driver(address, tmp_path, "uneven", state_period_s=1000.0)
+    complete = tmp_path / "complete"
+    try:
+        wait_until(complete.exists, "the first trial to end", timeout_s=90)
+        time.sleep(2.0)  # for its coordinator to end, too
+    finally:
+        driver.process.kill()
+        driver.process.wait(10)
+    (trial_id,) = complete.read_text().split()
+    before = driver.seen()
+    wait_until(lambda: living_actors() == [], "all actors to be gone")
+
+    driver = Driver(address, tmp_path, "resume-uneven", state_period_s=1000.0)
+    try:
+        assert driver.process.wait(120) == 0, driver.log.read_text()
+    finally:
+        driver.process.kill()
+    ended = sorted(json.loads((tmp_path / "ended.json").read_text()), key=lambda trial: int(trial["last"]))
+    assert [(trial["status"], trial["last"]) for trial in ended] == [("TERMINATED", epochs) for epochs in EPOCHS]
+    assert ended[0]["trial_id"] == trial_id
+    again = [result for result in driver.seen()[len(before) :] if result["trial_id"] == trial_id]
+    pids = {result["replica_pid"] for result in before}
+    trained_again = [result for result in again if result["replica_pid"] not in pids]
+    assert all(result["began_at"] >= EPOCHS[0] - 3 for result in trained_again), again  # of 0.24 s each
+    for trial in ended:
+        assert not Path(trial["path"], ".adaptdl").exists()

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from adaptdl.policy import Policy
 from adaptdl.runtime import ElasticConfig, Phase
+from adaptdl.tune import AdaptDLTrainable
 from tests.faults.experiments import living_actors, living_groups, wait_until_empty
 from tests.faults.tuned import DEADLINE_S, Experiment, Machines, Spread, Step, undisturbed
 
@@ -204,3 +206,18 @@ def test_a_trial_all_of_whose_replicas_were_on_a_lost_node_goes_on_elsewhere(
     in_vain = redone(experiment.leading_steps)
     assert all(step.made_at > lost_at - SNAPSHOT_S - 1.0 for step in in_vain), in_vain
     assert given_up_s < GIVEN_UP_S
+
+
+def test_coordinators_stand_on_the_head_node(machines: Machines, cluster: Cluster) -> None:
+    """A trial must outlive the nodes that its replicas stand on."""
+    machines.provide(2)
+    bundles = AdaptDLTrainable.default_resource_request({}).bundles
+    places = [ray.util.placement_group(bundles) for _ in range(50)]
+    try:
+        ray.get([place.ready() for place in places], timeout=DEADLINE_S)
+        table = ray.util.placement_group_table()
+        nodes = {node_id for place in places for node_id in table[place.id.hex()]["bundles_to_node_id"].values()}
+        assert nodes == {cluster.head_node.node_id}
+    finally:
+        for place in places:
+            ray.util.remove_placement_group(place)

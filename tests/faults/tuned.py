@@ -141,7 +141,7 @@ class Spread:
 
 
 class Machines:
-    """Nodes of two CPUs. They have no memory to give to coordinators, which so stay on the head."""
+    """Nodes of two CPUs."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -149,7 +149,7 @@ class Machines:
         self._draining: set[str] = set()
 
     def add(self) -> str:
-        node = self._cluster.add_node(num_cpus=2, memory=0)
+        node = self._cluster.add_node(num_cpus=2)
         self._nodes[node.node_id] = node
         return str(node.node_id)
 

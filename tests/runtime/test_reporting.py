@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,31 @@ def test_tune_has_no_session_of_ours_afterwards() -> None:
         pass
     with pytest.warns(UserWarning, match="meant to only be"):
         assert tune.get_checkpoint() is None
+
+
+def copies(folder: Path) -> list[Path]:
+    return sorted(folder.glob("adaptdl-checkpoint-*"))
+
+
+def test_a_checkpoint_is_written_when_it_is_asked_for_and_goes_with_the_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.pt").write_bytes(b"newer")
+    of_another_trial = tmp_path / "adaptdl-checkpoint-abcd-999999999-x"
+    of_a_killed_process = tmp_path / "adaptdl-checkpoint-abc-999999999-x"
+    of_this_process = tmp_path / f"adaptdl-checkpoint-abc-{os.getpid()}-x"
+    for folder in (of_another_trial, of_a_killed_process, of_this_process):
+        folder.mkdir()
+    others = sorted([of_another_trial, of_this_process])
+    with installed(ReportingSession(Recorder(), spec({"model.pt": b"weights"}))):  # type: ignore[arg-type]
+        assert of_a_killed_process in copies(tmp_path)
+        assert len(copies(tmp_path)) == 3  # nothing was written yet
+        for content in (b"weights", b"newer"):
+            checkpoint = tune.get_checkpoint()
+            assert checkpoint is not None
+            assert Path(checkpoint.path, "model.pt").read_bytes() == content
+            assert copies(tmp_path) == sorted([*others, Path(checkpoint.path)])
+            tune.report({"score": 1.0}, checkpoint=tune.Checkpoint.from_directory(str(tmp_path / "mine")))
+    assert copies(tmp_path) == others

@@ -74,7 +74,7 @@ def test_a_new_driver_has_the_log_that_it_knows_of_here_and_on_the_storage(
         if number is not None:
             (folder / "result.json").write_bytes(as_json(RESULTS[:number]))
             (folder / "progress.csv").write_bytes(as_csv(RESULTS[:number]) if number else b"")
-    bookkeeper = Bookkeeper()
+    bookkeeper = Bookkeeper(lambda: 0.0)
     bookkeeper.on_step_begin(iteration=0, trials=[trial])
     for folder, _ in places:
         assert (folder / "result.json").read_bytes() == as_json(RESULTS[:3])
@@ -84,7 +84,7 @@ def test_a_new_driver_has_the_log_that_it_knows_of_here_and_on_the_storage(
 def test_a_driver_that_knows_of_no_result_has_an_empty_log(trial: Any) -> None:
     trial.run_metadata.last_result = {}
     path = Path(trial.storage.trial_driver_staging_path, "result.json")
-    bookkeeper = Bookkeeper()
+    bookkeeper = Bookkeeper(lambda: 0.0)
     path.write_bytes(as_json(RESULTS))
     bookkeeper.on_step_begin(iteration=0, trials=[trial])
     assert path.read_bytes() == b""
@@ -95,4 +95,4 @@ def test_a_driver_that_knows_of_no_result_has_an_empty_log(trial: Any) -> None:
 
 def test_a_trial_that_has_no_folder_yet_is_left_alone(trial: Any) -> None:
     trial.run_metadata.last_result, trial.storage.trial_dir_name = {}, None
-    Bookkeeper().on_step_begin(iteration=0, trials=[trial])
+    Bookkeeper(lambda: 0.0).on_step_begin(iteration=0, trials=[trial])

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +15,9 @@ from ray import cloudpickle, tune
 from ray.tune.trainable import wrap_function
 
 from adaptdl.errors import UsageError
+from adaptdl.runtime import ElasticConfig
 from adaptdl.tune import AdaptDLTrainable, DistributedTrainableCreator
-from adaptdl.tune.creator import elastic_from_function_trainable
+from adaptdl.tune.creator import check_resource_request, elastic_from_function_trainable
 
 
 def train(config: dict[str, Any]) -> None: ...
@@ -23,7 +29,7 @@ def test_the_trainable_has_the_name_the_tables_show_and_takes_no_device() -> Non
     assert issubclass(made, AdaptDLTrainable)
     assert made.elastic.resources_per_replica == {"GPU": 2.0}
     assert made.elastic.max_replicas == 8
-    assert set(made.default_resource_request({}).required_resources) == {"memory"}
+    assert set(made.default_resource_request({}).required_resources) == {"memory", "node:__internal_head__"}
 
 
 def test_the_trainable_crosses_processes_without_the_function_being_unpickled() -> None:
@@ -57,6 +63,7 @@ def test_the_trainable_crosses_processes_without_the_function_being_unpickled() 
         ({"func": train, "min_replicas": 0}, "`min_replicas` must be a whole number ≥ 1, but got 0"),
         ({"func": train, "min_replicas": 2, "max_replicas": 1}, "`min_replicas <= max_replicas` must hold"),
         ({"func": train, "resources_per_replica": {"CPU": 0}}, "must ask for something"),
+        ({"func": train, "elastic": {"min_replicas": 2}}, "`elastic` must be an ElasticConfig"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:
@@ -74,3 +81,70 @@ def test_resources_asked_for_with_a_plain_function_are_those_of_a_replica() -> N
         "GPU": 1.0
     }
     assert elastic_from_function_trainable(wrap_function(train), None, {}).elastic.resources_per_replica is None
+
+
+def test_several_bundles_are_refused() -> None:
+    several = tune.PlacementGroupFactory([{"CPU": 1}] + [{"CPU": 2, "GPU": 1}] * 4)
+    with pytest.raises(UsageError, match=r"resources_per_replica=\.\.\., max_replicas=\.\.\."):
+        elastic_from_function_trainable(wrap_function(train), several, {})
+
+
+def test_resources_for_the_coordinator_are_refused() -> None:
+    made = DistributedTrainableCreator(train)
+    check_resource_request(made)
+    with pytest.raises(UsageError, match=r"resources_per_replica=\.\.\."):
+        check_resource_request(tune.with_resources(made, {"GPU": 1}))
+
+
+def test_what_is_stated_beside_an_elastic_config_goes_into_it_and_nothing_else() -> None:
+    elastic = ElasticConfig(min_replicas=2, max_replicas=4, resources_per_replica={"CPU": 2}, gather_s=1.0)
+    assert DistributedTrainableCreator(train, elastic=elastic).elastic == elastic
+    assert DistributedTrainableCreator(train, elastic=elastic, max_replicas=3).elastic == replace(
+        elastic, max_replicas=3
+    )
+
+
+def test_a_trainable_that_states_the_default_keeps_it() -> None:
+    of_the_scheduler = ElasticConfig(min_replicas=2)
+    silent, states = DistributedTrainableCreator(train), DistributedTrainableCreator(train, min_replicas=1)
+    merged = [made.elastic.with_defaults(of_the_scheduler, stated=made.stated) for made in (silent, states)]
+    assert [elastic.min_replicas for elastic in merged] == [2, 1]
+
+
+AUTO_INIT = """
+import sys
+from ray import tune
+from adaptdl.tune import AdaptDLScheduler, DistributedTrainableCreator
+
+def train(config, data):
+    from ray import tune
+    tune.report({"total": float(sum(data))})
+
+trainable = DistributedTrainableCreator(tune.with_parameters(train, data=[1, 2, 3]))
+scheduler = AdaptDLScheduler()
+if sys.argv[1] == "run":
+    (trial,) = tune.run(trainable, scheduler=scheduler, storage_path=sys.argv[2], verbose=0).trials
+    total = trial.last_result["total"]
+else:
+    config = tune.TuneConfig(scheduler=scheduler)
+    (result,) = tune.Tuner(
+        trainable, tune_config=config, run_config=tune.RunConfig(storage_path=sys.argv[2], verbose=0)
+    ).fit()
+    total = result.metrics["total"]
+print("total", total)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["run", "fit"])
+def test_parameters_reach_the_function_where_tune_starts_ray(how: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AUTO_INIT, how, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+        env={**os.environ, "RAY_ADDRESS": "local"},  # not one that others run on this computer
+    )
+    assert "total 6.0" in done.stdout, done.stdout + done.stderr

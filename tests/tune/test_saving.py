@@ -98,24 +98,27 @@ def test_a_trial_goes_on_from_what_was_kept_when_nothing_was_saved(trainable: Ad
     assert (results.newest.snapshot, results.num_taken, again._iteration) == (b"newer", 3, 3)
 
 
-@pytest.mark.parametrize("ended", ["", "before", "after"])
-def test_what_was_kept_is_removed_at_the_end_of_the_trial_only(trainable: AdaptDLTrainable, ended: str) -> None:
+@pytest.mark.parametrize("order", ["finish, stop", "stop, finish"])
+def test_a_trial_that_has_ended_is_kept_and_nothing_is_written_once_it_has_said_so(
+    trainable: AdaptDLTrainable, order: str
+) -> None:
+    """The driver removes it, once Tune has written down that the trial has ended."""
     storage = trainable._storage
     assert storage is not None
+    kept = Path(storage.trial_fs_path, ".adaptdl")
 
     async def main() -> None:
         await with_state(trainable)
         assert trainable._results is not None
         trainable._results.keep_snapshot(b"newer")
-        if ended == "before":
-            await trainable.finish()
-        await trainable.stop()
-        if ended == "after":
-            await trainable.finish()
+        for call in order.split(", "):
+            await getattr(trainable, call)()
+        assert list(kept.glob("*.zip"))
+        shutil.rmtree(kept)
+        trainable._results.keep_snapshot(b"newer still")
 
     asyncio.run(main())
-    assert Path(storage.trial_fs_path, ".adaptdl").exists() is (ended == "")
-    shutil.rmtree(storage.storage_fs_path)
+    assert not kept.exists()
 
 
 def test_the_first_result_waits_for_what_the_driver_knows(trainable: AdaptDLTrainable) -> None:

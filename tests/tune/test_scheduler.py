@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import statistics
 import time
@@ -12,11 +13,12 @@ import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from adaptdl.errors import UsageError
+from adaptdl.policy import OptimalPolicy
 from adaptdl.runtime import ElasticConfig
 from adaptdl.tune import AdaptDLScheduler
 from adaptdl.tune.admission import Admission
 from adaptdl.tune.allocation_loop import Seen
-from adaptdl.tune.scheduler import _Experiment, _Tracked
+from adaptdl.tune.scheduler import _AtTheEnd, _Experiment, _Tracked
 
 
 @pytest.mark.parametrize(
@@ -25,7 +27,12 @@ from adaptdl.tune.scheduler import _Experiment, _Tracked
         ({"base_scheduler": "asha"}, "must be one of Tune's schedulers"),
         ({"base_scheduler": AdaptDLScheduler()}, "must not be an AdaptDLScheduler itself"),
         ({"interval_s": 0}, "`interval_s > 0` must hold"),
+        ({"interval_s": "5"}, "`interval_s > 0` must hold, in seconds"),
         ({"min_replicas": 4, "max_replicas": 2}, "`min_replicas <= max_replicas` must hold"),
+        ({"elastic": {"min_replicas": 2}}, "`elastic` must be an ElasticConfig"),
+        ({"policy": "optimal"}, "`policy` must be a policy, such as"),
+        ({"policy": OptimalPolicy}, "`policy` must be a policy, such as"),
+        ({"kind_of": 3}, "`kind_of` must be a function that takes a trial"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:
@@ -81,6 +88,9 @@ class SilentLoop:
     def statuses(self) -> list[Any]:
         return []
 
+    def stop(self) -> None:
+        self.told.append("stop")
+
 
 def trial(number: int) -> Any:
     return SimpleNamespace(trial_id=f"{number:05d}", status="PENDING", temporary_state=SimpleNamespace(ray_actor=None))
@@ -128,3 +138,12 @@ def test_the_allocation_loop_hears_of_coordinators_that_come_and_go() -> None:
         Seen(trial_id="00001", coordinator="the actor", waits=False),  # type: ignore[arg-type]
         Seen(trial_id="00001", coordinator=None, waits=False),
     ]
+
+
+def test_an_experiment_that_is_over_is_forgotten() -> None:
+    scheduler, loop = scheduler_with([])
+    experiment = scheduler._experiment
+    assert experiment is not None
+    _AtTheEnd(functools.partial(scheduler._end, experiment)).on_experiment_end([])
+    assert loop.told == ["stop"]
+    assert scheduler._experiment is None

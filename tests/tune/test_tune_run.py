@@ -16,7 +16,14 @@ from typing import Any
 import pytest
 import ray
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune import Callback
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
 
 from adaptdl.errors import UsageError
 from adaptdl.runtime import ElasticConfig
@@ -226,3 +233,59 @@ def test_ctrl_c_leaves_nothing(ray_address: str, tmp_path: Path) -> None:
         process.kill()
     assert "Experiment has been interrupted" in out, out
     assert time.monotonic() - began < 20
+
+
+class AtTheFirstEnd(Callback):
+    """Notes which trials had reported something when the first one ended."""
+
+    def __init__(self) -> None:
+        self._reported: set[str] = set()
+        self.reported: set[str] | None = None
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self._reported.add(trial.trial_id)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        if self.reported is None:
+            self.reported = set(self._reported)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("base", "num_compared"),
+    [
+        (
+            lambda: PopulationBasedTraining(
+                time_attr="training_iteration", perturbation_interval=2, hyperparam_mutations={"lr": [0.1, 0.2]}
+            ),
+            4,
+        ),
+        (
+            lambda: PopulationBasedTraining(
+                time_attr="training_iteration",
+                perturbation_interval=3,
+                hyperparam_mutations={"lr": [0.1, 0.2]},
+                synch=True,
+            ),
+            4,
+        ),
+        (lambda: HyperBandScheduler(time_attr="training_iteration", max_t=4, reduction_factor=2), 3),
+    ],
+    ids=["pbt", "synchronous pbt", "hyperband"],
+)
+def test_schedulers_that_compare_a_population_have_all_of_it(base: Any, num_compared: int, tmp_path: Path) -> None:
+    """Of four trials on two devices: none ends before all that it is compared with have begun."""
+    at_the_first_end = AtTheFirstEnd()
+    analysis = run(
+        without_data_loop(),
+        tmp_path,
+        AdaptDLScheduler(base(), interval_s=1.0, max_replicas=1),
+        metric="score",
+        mode="max",
+        num_samples=4,
+        config={"steps": 6, "sleep_s": 0.05, "lr": tune.uniform(0.1, 0.2)},
+        callbacks=[at_the_first_end],
+    )
+    assert [trial.status for trial in analysis.trials] == ["TERMINATED"] * 4
+    assert at_the_first_end.reported is not None
+    assert len(at_the_first_end.reported) >= num_compared

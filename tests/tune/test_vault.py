@@ -44,7 +44,7 @@ def place(tmp_path: Path) -> VaultPlace:
 def vault(place: VaultPlace) -> Iterator[Vault]:
     vault = Vault(place, trial="t", min_interval_s=0, retry_s=0.05)
     yield vault
-    vault.close(timeout_s=10, remove=False)
+    vault.close(timeout_s=10)
 
 
 def loaded(found: Found) -> SavedTrial | str:
@@ -67,7 +67,7 @@ def test_the_newest_two_are_kept_and_read_back(place: VaultPlace, vault: Vault) 
     for ordinal in range(1, 5):
         vault.offer(state(ordinal))
         wait_until(lambda n=ordinal: place.names()[:1] == [f"snapshot_{n:08d}.zip"], f"state {ordinal}")
-    vault.close(timeout_s=10, remove=False)
+    vault.close(timeout_s=10)
     assert [loaded(found) for found in place.find()] == [state(4), state(3)]
     assert sorted(os.listdir(place.path)) == ["snapshot_00000003.zip", "snapshot_00000004.zip"]
 
@@ -102,7 +102,7 @@ def test_states_that_come_faster_than_the_disk_are_skipped(place: VaultPlace, mo
         vault.offer(state(ordinal))
     assert time.monotonic() - began < 1
     may_write.set()
-    vault.close(timeout_s=10, remove=False)
+    vault.close(timeout_s=10)
     assert written[-1] == 100
     assert len(written) <= 2
 
@@ -115,14 +115,14 @@ def test_many_states_a_second_do_not_wear_out_the_storage(place: VaultPlace) -> 
     vault.offer(state(3))
     time.sleep(0.1)
     assert place.names() == ["snapshot_00000001.zip"]
-    vault.close(timeout_s=10, remove=False)
+    vault.close(timeout_s=10)
     assert [loaded(found) for found in place.find()] == [state(3), state(1)]
 
 
-def test_the_end_of_a_trial_leaves_nothing(place: VaultPlace, vault: Vault) -> None:
+def test_what_is_removed_is_gone_and_nothing_is_written_after_the_end(place: VaultPlace, vault: Vault) -> None:
     vault.offer(state(1))
-    vault.close(timeout_s=10, remove=True)
-    assert not os.path.exists(place.path)
+    vault.close(timeout_s=10)
+    place.remove()
     vault.offer(state(2))
     assert not os.path.exists(place.path)
 
@@ -135,7 +135,7 @@ def test_a_slow_storage_does_not_hold_up_the_end(
     vault = Vault(place, trial="t")
     vault.offer(state(1))
     began = time.monotonic()
-    vault.close(timeout_s=0.1, remove=False)
+    vault.close(timeout_s=0.1)
     go_on.set()
     assert time.monotonic() - began < 5
     assert "is not yet in" in caplog.text
@@ -177,7 +177,7 @@ def test_a_damaged_one_is_not_among_the_two_that_are_kept(place: VaultPlace) -> 
     Path(place.path, "1234.half").write_bytes(b"half")
     vault = Vault(place, trial="t", good=f"{place.path}/snapshot_00000006.zip")
     vault.offer(state(8))
-    vault.close(timeout_s=10, remove=False)
+    vault.close(timeout_s=10)
     assert sorted(os.listdir(place.path)) == ["snapshot_00000006.zip", "snapshot_00000008.zip"]
 
 
@@ -223,7 +223,7 @@ def test_a_node_that_does_not_see_the_storage_writes_nothing_there(
     elsewhere = VaultPlace(filesystem=place.filesystem, path=place.path, marker=str(tmp_path / "marker"))
     vault = Vault(elsewhere, trial="t")
     vault.offer(state(1))
-    vault.close(timeout_s=10, remove=False)
+    vault.close(timeout_s=10)
     assert not os.path.exists(place.path)
     assert "use a `storage_path` that all nodes share" in caplog.text
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -69,13 +69,13 @@ class ElasticConfig:
                 if value == 0 and field.name not in ("gather_s", "idle_process_s"):
                     raise UsageError(f"`{field.name} > 0` must hold, but got 0")
 
-    def with_defaults(self, defaults: ElasticConfig) -> ElasticConfig:
-        """This config, with what it leaves at its default value taken from `defaults`."""
+    def with_defaults(self, defaults: ElasticConfig, *, stated: Collection[str] = ()) -> ElasticConfig:
+        """This config, with what it leaves at its default value taken from `defaults`, but for the fields `stated`."""
         plain = ElasticConfig()
         taken: dict[str, Any] = {
             field.name: getattr(defaults, field.name)
             for field in fields(self)
-            if getattr(self, field.name) == getattr(plain, field.name)
+            if field.name not in stated and getattr(self, field.name) == getattr(plain, field.name)
         }
         return replace(self, **taken)
 

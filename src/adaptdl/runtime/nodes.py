@@ -37,15 +37,15 @@ class _Look:
 
 @dataclass
 class ClusterView:
-    """Looks at Ray's cluster from time to time; reservations whose name starts with `prefix` are ours."""
+    """Looks at Ray's cluster from time to time; reservations whose name starts with one of `prefixes` are ours."""
 
-    prefix: str
+    prefixes: Collection[str] = ()
     _looks: deque[_Look] = field(default_factory=lambda: deque(maxlen=_NUM_LOOKS))
 
     def look(self, suspects: Collection[str] = ()) -> list[Node]:
         """The nodes that are alive, each with what it has for us: everything but what others use. Ray takes 15 s to see
         that a node is gone; `suspects` are asked whether they are there."""
-        newest = _look(self.prefix, suspects)
+        newest = _look(self.prefixes, suspects)
         self._looks.append(newest)
         return [
             Node(
@@ -71,7 +71,7 @@ class ClusterView:
         return min(look.used_by_others.get(node_id, {}).get(name, 0.0) for look in self._looks)
 
 
-def _look(prefix: str, suspects: Collection[str]) -> _Look:
+def _look(prefixes: Collection[str], suspects: Collection[str]) -> _Look:
     total = {
         node["NodeID"]: {
             name: amount
@@ -82,7 +82,7 @@ def _look(prefix: str, suspects: Collection[str]) -> _Look:
         if node["Alive"] and (node["NodeID"] not in suspects or _answers(node))
     }
     available = available_resources_per_node()
-    ours = reserved_resources(prefix)
+    ours = reserved_resources(prefixes)
     used: dict[str, dict[str, float]] = {}
     for node_id, resources in total.items():
         free = available.get(node_id)

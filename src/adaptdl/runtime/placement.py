@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 _NODE_ID_LABEL = "ray.io/node-id"
 
 
-def prefix_of(experiment: str, trial_id: str | None = None) -> str:
-    """How the names of an experiment's (or one trial's) reservations begin."""
-    return f"adaptdl/{experiment}/" if trial_id is None else f"adaptdl/{experiment}/{trial_id}/"
+def prefix_of(experiment: str, trial_id: str) -> str:
+    """How the names of a trial's reservations begin. Two experiments on one cluster may have the same name."""
+    return f"adaptdl/{experiment}/{trial_id}/"
 
 
 def runs_beside(resources: Mapping[str, float]) -> bool:
@@ -131,18 +131,19 @@ def actor_options(reservation: Reservation) -> dict[str, Any]:
     return options
 
 
-def _living(prefix: str) -> list[dict[str, Any]]:
+def _living(prefixes: Iterable[str]) -> list[dict[str, Any]]:
+    begins = tuple(prefixes)
     return [
         entry
         for entry in placement_group_table().values()
-        if entry["name"].startswith(prefix) and entry["state"] != "REMOVED"
+        if entry["name"].startswith(begins) and entry["state"] != "REMOVED"
     ]
 
 
-def reserved_resources(prefix: str) -> dict[str, dict[str, float]]:
-    """What the reservations whose names start with `prefix` hold on each node."""
+def reserved_resources(prefixes: Iterable[str]) -> dict[str, dict[str, float]]:
+    """What the reservations whose names start with one of `prefixes` hold on each node."""
     held: dict[str, dict[str, float]] = {}
-    for entry in _living(prefix):
+    for entry in _living(prefixes):
         if entry["state"] != "CREATED":
             continue
         for index, node_id in entry["bundles_to_node_id"].items():
@@ -152,15 +153,15 @@ def reserved_resources(prefix: str) -> dict[str, dict[str, float]]:
     return held
 
 
-def sweep(prefix: str) -> int:
-    """Removes every reservation whose name starts with `prefix`, whoever made it; says how many."""
+def sweep(*prefixes: str) -> int:
+    """Removes every reservation whose name starts with one of `prefixes`, whoever made it; says how many."""
     if not ray.is_initialized():
         return 0
-    left = _living(prefix)
+    left = _living(prefixes)
     for entry in left:
         _remove(PlacementGroup(PlacementGroupID(bytes.fromhex(entry["placement_group_id"]))))
     if left:
-        logger.debug("swept %d reservations of %s", len(left), prefix)
+        logger.debug("swept %d reservations: %s", len(left), [entry["name"] for entry in left])
     return len(left)
 
 

@@ -7,7 +7,9 @@ these functions ask and passes results to the elastic session.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from adaptdl.torch.session import ElasticSession
 
 __all__ = ["ReportingSession", "installed", "read_files", "write_files"]
+
+_PREFIX = "adaptdl-checkpoint-"
 
 
 class ReportingSession:
@@ -47,7 +51,26 @@ class ReportingSession:
         self.experiment_name = spec.job.experiment
         self.trial_resources = PlacementGroupFactory([dict(spec.resources)])
         self.trial_dir = spec.job.directory or os.getcwd()
-        self.loaded_checkpoint = _as_checkpoint(spec.files)
+        self._files = spec.files
+        self._loaded: Checkpoint | None = None
+        self._directory: Path | None = None
+
+    @property
+    def loaded_checkpoint(self) -> Any:
+        """The user's last checkpoint. Its files are written when it is asked for, and stay until the function ends or there is
+        a newer one."""
+        if self._files and self._loaded is None:
+            self.close()
+            self._directory = _make_directory(self.trial_id)
+            write_files(self._files, self._directory)
+            self._loaded = Checkpoint.from_directory(str(self._directory))  # type: ignore[assignment]
+        return self._loaded
+
+    def close(self) -> None:
+        """Removes what was written."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
 
     def report(self, metrics: dict[str, Any], checkpoint: Any = None, **_: Any) -> None:
         """One result. Only rank 0's goes on; on other replicas this does nothing.
@@ -62,19 +85,20 @@ class ReportingSession:
         _refuse_tensors(metrics)
         files = None if checkpoint is None else read_files(checkpoint)
         if files is not None:
-            self.loaded_checkpoint = checkpoint
+            self._files, self._loaded = files, None
         self._session.report(dict(metrics), files)
 
 
 @contextlib.contextmanager
 def installed(session: ReportingSession) -> Iterator[None]:
-    """While it lasts, `session` is Tune's session of this process."""
+    """While it lasts, `session` is Tune's session of this process; then it is closed."""
     before = train_session._session
     train_session._session = session  # type: ignore[assignment]
     try:
         yield
     finally:
         train_session._session = before
+        session.close()
 
 
 def _refuse_tensors(metrics: dict[str, Any]) -> None:
@@ -104,9 +128,20 @@ def write_files(files: Mapping[str, bytes], directory: Path) -> None:
         path.write_bytes(content)
 
 
-def _as_checkpoint(files: Mapping[str, bytes] | None) -> Checkpoint | None:
-    if not files:
-        return None
-    directory = Path(tempfile.mkdtemp(prefix="adaptdl-checkpoint-"))
-    write_files(files, directory)
-    return Checkpoint.from_directory(str(directory))  # type: ignore[return-value]
+def _make_directory(trial_id: str) -> Path:
+    """A directory of this process. Those that processes which were killed have left of the same trial are removed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{glob.escape(trial_id)}-*-*"):
+        pid = left.name.split("-")[-2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{trial_id}-{os.getpid()}-"))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True

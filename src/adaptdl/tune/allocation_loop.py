@@ -11,6 +11,7 @@ import math
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,8 @@ _ANSWER_WAIT_S = 0.1
 """How long answers of coordinators are waited for in one go; late ones are taken the next time."""
 _INFEASIBLE_AFTER_S = 3.0
 """How long a trial may ask for more than the cluster has before it fails: nodes may be on their way."""
+_ATTEMPTS, _ATTEMPT_INTERVAL_S = 5, 1.0
+"""How often in a row a policy may fail before the trials that wait for it fail too, and how soon it is asked again."""
 _SWEEP_AFTER_S = (1.0, 10.0)
 """When the reservations of a trial that is gone are looked for: its coordinator gives them back by itself."""
 _JOIN_TIMEOUT_S = 5.0
@@ -103,7 +106,9 @@ class AllocationLoop:
         self._experiment = experiment
         self._allocator = allocator
         self._clock = clock
-        self._view = ClusterView(prefix_of(experiment))
+        self._prefixes: set[str] = set()
+        """Of the reservations of all trials that there ever were."""
+        self._view = ClusterView(self._prefixes)
         self._inbox: queue.SimpleQueue[Arrived | Seen | Departed] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[tuple[str, JobStatus]] = queue.SimpleQueue()
         self._trials: dict[str, _Trial] = {}
@@ -114,6 +119,9 @@ class AllocationLoop:
         """Allocations told to coordinators, who need the newest only and may receive it before an older one."""
         self._departed: set[str] = set()
         """Trials that had a coordinator, and may come again."""
+        self._policy_failures: list[str] = []
+        """Since its last answer."""
+        self._asked_at = -math.inf
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="adaptdl-allocation", daemon=True)
@@ -144,14 +152,14 @@ class AllocationLoop:
         return self._nodes
 
     def stop(self) -> None:
-        """Ends the thread and removes every reservation of the experiment that is left."""
+        """Ends the thread and removes every reservation of its trials that is left."""
         self._stopped.set()
         self._wake.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(_JOIN_TIMEOUT_S)
         if ray.is_initialized():
             with contextlib.suppress(RayError, ConnectionError):  # the cluster is gone, and all of ours with it
-                sweep(prefix_of(self._experiment))
+                sweep(*self._prefixes)
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
@@ -177,11 +185,40 @@ class AllocationLoop:
             self._nodes, self._looked_at = self._view.look(self._suspects()), now
         self._sweep_the_departed(now)
         self._fail_the_infeasible(now)
-        if self._allocator.is_due(self._nodes) and not self._stopped.is_set():
-            for change in self._allocator.step(self._nodes):
-                if (trial := self._trials.get(change.job_id)) is not None:
-                    trial.wish = change
+        again = bool(self._policy_failures) and now - self._asked_at >= _ATTEMPT_INTERVAL_S
+        if (again or self._allocator.is_due(self._nodes)) and not self._stopped.is_set():
+            self._asked_at = now
+            self._allocate()
         self._send()
+
+    def _allocate(self) -> None:
+        """Asks the policy. If it keeps failing, the trials that wait for its answer fail; the others stay as they are."""
+        try:
+            changes = self._allocator.step(self._nodes)
+        except RayError:
+            raise
+        except Exception as error:
+            self._policy_failures.append(repr(error))
+            first = len(self._policy_failures) == 1
+            logger.log(
+                logging.ERROR if first else logging.DEBUG, "the policy failed, and is asked again", exc_info=True
+            )
+            if len(self._policy_failures) >= _ATTEMPTS:
+                self._fail_the_waiting("".join(traceback.format_exception(error)))
+            return
+        self._policy_failures.clear()
+        for change in changes:
+            if (trial := self._trials.get(change.job_id)) is not None:
+                trial.wish = change
+
+    def _fail_the_waiting(self, trace: str) -> None:
+        for trial in self._trials.values():
+            waits = trial.wish is None or not trial.wish.after
+            if waits and trial.coordinator is not None and trial.in_allocator and not trial.failed:
+                trial.failed = True
+                trial.coordinator.fail.remote(
+                    f"the policy must answer, but it failed {len(self._policy_failures)} times in a row:\n{trace}"
+                )
 
     def _suspects(self) -> frozenset[str]:
         """Nodes on which trials have lost replicas: those may be gone."""
@@ -190,6 +227,7 @@ class AllocationLoop:
     def _take(self, news: Arrived | Seen | Departed) -> None:
         trial = self._trials.get(news.trial_id)
         if isinstance(news, Arrived):
+            self._prefixes.add(prefix_of(self._experiment, news.trial_id))
             known = news.trial_id in self._departed or (trial is not None and trial.had_coordinator)
             self._trials[news.trial_id] = _Trial(
                 elastic=news.elastic, kind=news.kind, had_coordinator=known, in_allocator=True
@@ -208,10 +246,8 @@ class AllocationLoop:
             self._see(news, trial)
 
     def _see(self, seen: Seen, trial: _Trial) -> None:
-        if seen.coordinator is not None and trial.had_coordinator:
-            # What the coordinator before has left behind would be in the way of this one, which has nothing yet.
-            sweep(prefix_of(self._experiment, seen.trial_id))
-        trial.coordinator, trial.sent, trial.answers = seen.coordinator, None, []
+        another = seen.coordinator is not None and trial.had_coordinator
+        trial.coordinator, trial.sent, trial.answers, trial.failed = seen.coordinator, None, [], False
         trial.had_coordinator |= seen.coordinator is not None
         needed = seen.coordinator is not None or seen.waits
         if needed and not trial.in_allocator:
@@ -221,6 +257,8 @@ class AllocationLoop:
             trial.wish = None
             self._allocator.remove_job(seen.trial_id)
         trial.in_allocator = needed
+        if another:  # what the one before has left behind would be in the way of this one, which has nothing yet
+            sweep(prefix_of(self._experiment, seen.trial_id))  # the last, as it may fail
 
     def _collect(self) -> None:
         """Takes the coordinators' answers that are there, and asks again."""

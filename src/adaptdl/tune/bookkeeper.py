@@ -6,7 +6,10 @@ of the checkpoint, and the log (``result.json``, ``progress.csv``) is replaced b
 older. Our trials go on where they were, so both must stay. After the driver was killed it is the other way round: the log
 may have results that the driver, started again, has forgotten; they come again, and must not be there twice.
 
-All hooks run in Tune's loop. Files are touched only when a trial is interrupted or starts.
+What was kept of a trial is removed when it has come to its end *and* Tune's own state on the storage says so: Tune writes
+that every ten seconds or less often, and a driver that was killed in between goes on with a trial that had ended.
+
+All hooks run in Tune's loop. Files are touched only when a trial starts, is interrupted, or has ended.
 """
 
 from __future__ import annotations
@@ -14,13 +17,14 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.air.constants import EXPR_PROGRESS_FILE, EXPR_RESULT_FILE
-from ray.exceptions import GetTimeoutError, RayError
 from ray.train._internal.storage import StorageContext, _exists_at_fs_path, _upload_to_fs_path
 from ray.tune import Callback
 from ray.tune.experiment import Trial
@@ -29,7 +33,7 @@ from ray.tune.result import TIMESTAMP, TRAINING_ITERATION
 from adaptdl.tune.resume import Known
 from adaptdl.tune.vault import VaultPlace
 
-__all__ = ["Bookkeeper"]
+__all__ = ["Bookkeeper", "state_written_at"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +41,27 @@ _ANSWER_TIMEOUT_S = 5.0
 """A coordinator that was told to stop has answered, or Tune has ended it."""
 
 
-class Bookkeeper(Callback):
-    """One per run of Tune; :class:`~adaptdl.tune.AdaptDLScheduler` adds it."""
+@dataclass(frozen=True, kw_only=True)
+class _Ended:
+    """A trial that has come to its end."""
 
-    def __init__(self) -> None:
+    trial: Trial
+    ended_at: float
+    """Monotonic seconds."""
+    answer: Any
+    """Of its coordinator: it writes nothing any more."""
+
+
+class Bookkeeper(Callback):
+    """One per run of Tune; :class:`~adaptdl.tune.AdaptDLScheduler` adds it.
+
+    Args:
+        state_written_at: when Tune's loop was about to write the newest of its own states that are whole on the storage, in
+            monotonic seconds.
+    """
+
+    def __init__(self, state_written_at: Callable[[], float]) -> None:
+        self._state_written_at = state_written_at
         self._mended: set[str] = set()
         """Trials whose logs are known to be as this driver has them."""
         self._started: set[str] = set()
@@ -49,8 +70,8 @@ class Bookkeeper(Callback):
         """Trials that were started and do not run: whether they failed."""
         self._last_results: dict[str, dict[str, Any]] = {}
         """Of trials that are being restored, as before that."""
-        self._told: dict[str, Any] = {}
-        """Trials whose coordinators were told that they have come to their end, and their answers."""
+        self._ended: list[_Ended] = []
+        """Trials whose coordinators were told so, and whose saved states are still there."""
         self._unfinished: set[str] | None = None
         """Trials that were not at their end after Tune's last step; those ended later were cut off."""
 
@@ -86,7 +107,7 @@ class Bookkeeper(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         coordinator = trial.temporary_state.ray_actor
         if coordinator is not None:
-            self._told[trial.trial_id] = coordinator.finish.remote()
+            self._ended.append(_Ended(trial=trial, ended_at=time.monotonic(), answer=coordinator.finish.remote()))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._unfinished = {trial.trial_id for trial in trials if not trial.is_finished()}
@@ -99,29 +120,52 @@ class Bookkeeper(Callback):
                 if _number(trial.run_metadata.last_result) < _number(last_result):
                     trial.run_metadata.last_result = last_result
                     trial.run_metadata.invalidate_cache()
+        self._remove_the_ended()
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Removes the saved states of trials that came to their end without a coordinator that could do it."""
+        """Removes the saved states of all trials that have come to their end."""
+        known = {ended.trial.trial_id for ended in self._ended}
         for trial in trials:
             ended = trial.status == Trial.TERMINATED and trial.trial_id not in (self._unfinished or ())
-            if not ended or trial.relative_logdir is None or self._has_heard(trial):
-                continue
-            place = VaultPlace.of(trial.storage, None)
-            assert place is not None
-            try:
-                place.remove()
-            except OSError as error:
-                logger.warning("cannot remove %s, which is not needed any more: %s", place.path, error)
+            if ended and trial.trial_id not in known:  # it had no coordinator, all were stopped at once, or long ago
+                _remove_vault(trial)
+        self._remove_the_ended(_ANSWER_TIMEOUT_S)
 
-    def _has_heard(self, trial: Trial) -> bool:
-        """Whether its coordinator has learned that the trial has come to its end, before it was ended itself."""
-        if trial.trial_id not in self._told:
-            return False
-        try:
-            ray.get(self._told[trial.trial_id], timeout=_ANSWER_TIMEOUT_S)
-        except (RayError, GetTimeoutError):
-            return False
-        return True
+    def _remove_the_ended(self, timeout_s: float = 0.0) -> None:
+        """Removes the saved states that neither a driver started again would ask for, nor a coordinator still writes."""
+        if not self._ended:
+            return
+        written_at = self._state_written_at()
+        sure = {ended.answer: ended for ended in self._ended if ended.ended_at < written_at}
+        if not sure:
+            return
+        silent_from_now_on, _ = ray.wait(list(sure), num_returns=len(sure), timeout=timeout_s)
+        for answer in silent_from_now_on:
+            self._ended.remove(sure[answer])
+            _remove_vault(sure[answer].trial)
+
+
+def state_written_at(controller: Any) -> float:
+    """When Tune's loop was about to write the newest of its own states that are whole on the storage, in monotonic seconds;
+    minus infinity while one is on its way there, or when that failed.
+    """
+    syncing = controller._storage.syncer._sync_process
+    if syncing is not None and (syncing.is_running or "exception" in syncing._result):
+        return float("-inf")
+    # Taken between writing on this machine and sending: what was sent is not older than the last step of Tune's loop.
+    last_sync_time: float | None = controller._checkpoint_manager._last_sync_time
+    return float("-inf") if last_sync_time is None else last_sync_time
+
+
+def _remove_vault(trial: Trial) -> None:
+    if trial.relative_logdir is None or trial.storage is None:
+        return
+    place = VaultPlace.of(trial.storage, None)
+    assert place is not None
+    try:
+        place.remove()
+    except Exception as error:  # noqa: BLE001 (whatever the user's file system raises: nobody needs these files)
+        logger.warning("cannot remove %s, which is not needed any more: %r", place.path, error)
 
 
 def _number(result: Mapping[str, Any] | None) -> int:

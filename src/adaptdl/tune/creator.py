@@ -14,14 +14,20 @@ from adaptdl.errors import UsageError
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.tune.trainable import AdaptDLTrainable
 
-__all__ = ["DistributedTrainableCreator", "elastic_from_function_trainable", "report"]
+__all__ = [
+    "DistributedTrainableCreator",
+    "check_resource_request",
+    "elastic_config",
+    "elastic_from_function_trainable",
+    "report",
+]
 
 
 def DistributedTrainableCreator(
     func: Callable[[dict[str, Any]], Any],
     *,
     resources_per_replica: Mapping[str, float] | None = None,
-    min_replicas: int = 1,
+    min_replicas: int | None = None,
     max_replicas: int | None = None,
     elastic: ElasticConfig | None = None,
 ) -> type[AdaptDLTrainable]:
@@ -31,9 +37,9 @@ def DistributedTrainableCreator(
         func: the training function; takes the config.
         resources_per_replica: what one replica holds, e.g. ``{"GPU": 1, "CPU": 4}``. None: what the scheduler says,
             else one GPU if the cluster has GPUs, else one CPU.
-        min_replicas: a trial runs on at least so many replicas, or waits.
-        max_replicas: and on at most so many.
-        elastic: time limits and the like; the arguments above are put into it.
+        min_replicas: a trial runs on at least so many replicas, or waits. None: what the scheduler says, else 1.
+        max_replicas: and on at most so many. None: what the scheduler says, else as many as are useful.
+        elastic: time limits and the like; of the arguments above, those that are not None are put into it.
 
     Raises:
         UsageError: an argument is out of its bounds, or `func` is no function of one argument.
@@ -44,13 +50,27 @@ def DistributedTrainableCreator(
         wrapped = wrap_function(func)
     except ValueError as error:
         raise UsageError(f"the training function must take one argument, the config: {error}") from error
-    config = replace(
-        elastic or ElasticConfig(),
-        resources_per_replica=resources_per_replica,
-        min_replicas=min_replicas,
-        max_replicas=max_replicas,
+    return _trainable(
+        wrapped,
+        elastic_config(
+            elastic,
+            resources_per_replica=resources_per_replica,
+            min_replicas=min_replicas,
+            max_replicas=max_replicas,
+        ),
+        stated=frozenset() if min_replicas is None else frozenset({"min_replicas"}),
     )
-    return _trainable(wrapped, config)
+
+
+def elastic_config(elastic: ElasticConfig | None, **stated: Any) -> ElasticConfig:
+    """`elastic`, with those of the other arguments put into it that are not None.
+
+    Raises:
+        UsageError: a value is out of its bounds, or `elastic` is something else.
+    """
+    if elastic is not None and not isinstance(elastic, ElasticConfig):
+        raise UsageError(f"`elastic` must be an ElasticConfig, but got {elastic!r}")
+    return replace(elastic or ElasticConfig(), **{name: value for name, value in stated.items() if value is not None})
 
 
 def elastic_from_function_trainable(
@@ -66,18 +86,62 @@ def elastic_from_function_trainable(
     requested = own_resources or wrapped.default_resource_request(config)
     resources = None
     if isinstance(requested, PlacementGroupFactory):
+        if len(requested.bundles) > 1:
+            raise UsageError(
+                f"what is asked for with a training function is taken as what one replica holds, but got several bundles, "
+                f"{requested.bundles}; use DistributedTrainableCreator(function, resources_per_replica=..., "
+                "max_replicas=...)"
+            )
         resources = {name: amount for name, amount in requested.bundles[0].items() if amount > 0}
     elif isinstance(requested, dict):
         resources = requested
     return _trainable(wrapped, ElasticConfig(resources_per_replica=resources or None))
 
 
-def _trainable(wrapped: type[FunctionTrainable], elastic: ElasticConfig) -> type[AdaptDLTrainable]:
+def check_resource_request(trainable: type[AdaptDLTrainable]) -> None:
+    """Sees to it that Tune asks for the coordinator's place only.
+
+    Raises:
+        UsageError: it was told to ask for something else.
+    """
+    for base in trainable.__mro__:
+        if base is AdaptDLTrainable:
+            return
+        if "default_resource_request" in vars(base):
+            raise UsageError(
+                f"Tune must ask for nothing but a coordinator's place for {trainable.__name__}, but its "
+                "`default_resource_request` was replaced, as tune.with_resources does; use "
+                "DistributedTrainableCreator(function, resources_per_replica=...)"
+            )
+
+
+class _Unpickled:
+    """A function in the process of the user, of which all other processes get bytes.
+
+    It is pickled when its trainable is, and not before: what ``tune.with_parameters`` holds is put into Ray's object store
+    by ``ray.init``, which may come after the trainable was made.
+    """
+
+    def __init__(self, function: Callable[[dict[str, Any]], Any]) -> None:
+        self._function = function
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        return bytes, (cloudpickle.dumps(self._function),)
+
+
+def _trainable(
+    wrapped: type[FunctionTrainable], elastic: ElasticConfig, stated: frozenset[str] = frozenset()
+) -> type[AdaptDLTrainable]:
     # The name is what tables show in front of the numbers of replicas and restarts.
     return type(
         "AdaptDLTrainable",
         (AdaptDLTrainable,),
-        {"__module__": __name__, "function": cloudpickle.dumps(_function_of(wrapped)), "elastic": elastic},
+        {
+            "__module__": __name__,
+            "function": _Unpickled(_function_of(wrapped)),
+            "elastic": elastic,
+            "stated": stated,
+        },
     )
 
 

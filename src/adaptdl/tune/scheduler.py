@@ -7,6 +7,7 @@ passed on. Tune asks about ten times a second; everything slow happens in the th
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from ray.actor import ActorHandle
 from ray.tune import Callback, PlacementGroupFactory
 from ray.tune.experiment import Trial
 from ray.tune.registry import register_trainable
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.trainable import FunctionTrainable
 
 from adaptdl.errors import UsageError
@@ -26,11 +27,10 @@ from adaptdl.runtime.allocator import Allocator
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.messages import JobStatus
 from adaptdl.runtime.nodes import ClusterView, capacity, default_resources_per_replica
-from adaptdl.runtime.placement import prefix_of
-from adaptdl.tune.admission import Admission
+from adaptdl.tune.admission import Admission, wants_all_trials
 from adaptdl.tune.allocation_loop import AllocationLoop, Arrived, Departed, Seen
-from adaptdl.tune.bookkeeper import Bookkeeper
-from adaptdl.tune.creator import elastic_from_function_trainable
+from adaptdl.tune.bookkeeper import Bookkeeper, state_written_at
+from adaptdl.tune.creator import check_resource_request, elastic_config, elastic_from_function_trainable
 from adaptdl.tune.output import add_table_columns
 from adaptdl.tune.trainable import AdaptDLTrainable
 
@@ -83,9 +83,9 @@ class AdaptDLScheduler(TrialScheduler):
             that come or go, are considered at once.
         resources_per_replica: what one replica holds, for trials that do not say it themselves. None: one GPU if the
             cluster has GPUs, else one CPU.
-        min_replicas: a trial runs on at least so many replicas, or waits; for trials that do not say it themselves.
-        max_replicas: and on at most so many.
-        elastic: time limits and the like; the three arguments above are put into it.
+        min_replicas: a trial runs on at least so many replicas, or waits; for trials that do not say it themselves. None: 1.
+        max_replicas: and on at most so many. None: as many as are useful.
+        elastic: time limits and the like; of the three arguments above, those that are not None are put into it.
         kind_of: gives the name of a trial's kind. How fast trials of one kind train on so many replicas is learnt from all of
             them, so name what makes them differ, for instance ``lambda trial: str(trial.config["num_layers"])``. None: all
             trials of one training function are of a kind; one that computes faster or slower than the others is noticed.
@@ -101,7 +101,7 @@ class AdaptDLScheduler(TrialScheduler):
         policy: Policy | None = None,
         interval_s: float = 5.0,
         resources_per_replica: Mapping[str, float] | None = None,
-        min_replicas: int = 1,
+        min_replicas: int | None = None,
         max_replicas: int | None = None,
         elastic: ElasticConfig | None = None,
         kind_of: Callable[[Trial], str] | None = None,
@@ -111,16 +111,19 @@ class AdaptDLScheduler(TrialScheduler):
             raise UsageError(f"`base_scheduler` must be one of Tune's schedulers, but got {base_scheduler!r}")
         if isinstance(base_scheduler, AdaptDLScheduler):
             raise UsageError("`base_scheduler` must not be an AdaptDLScheduler itself")
-        if not interval_s > 0:
-            raise UsageError(f"`interval_s > 0` must hold, but got (interval_s={interval_s!r})")
+        if isinstance(interval_s, bool) or not isinstance(interval_s, (int, float)) or not interval_s > 0:
+            raise UsageError(f"`interval_s > 0` must hold, in seconds, but got (interval_s={interval_s!r})")
+        if policy is not None and (isinstance(policy, type) or not callable(getattr(policy, "allocate", None))):
+            raise UsageError(f"`policy` must be a policy, such as OptimalPolicy(), but got {policy!r}")
+        if kind_of is not None and not callable(kind_of):
+            raise UsageError(f"`kind_of` must be a function that takes a trial, but got {kind_of!r}")
         self._base = base_scheduler or FIFOScheduler()
-        self._policy = policy or OptimalPolicy()
+        self._policy = OptimalPolicy() if policy is None else policy
         self._interval_s = float(interval_s)
-        own = ElasticConfig(
-            resources_per_replica=resources_per_replica, min_replicas=min_replicas, max_replicas=max_replicas
-        )
         self._kind_of = kind_of or _name_of_trainable
-        self._elastic = own.with_defaults(elastic or ElasticConfig())
+        self._elastic = elastic_config(
+            elastic, resources_per_replica=resources_per_replica, min_replicas=min_replicas, max_replicas=max_replicas
+        )
         self._experiment: _Experiment | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,7 +170,26 @@ class AdaptDLScheduler(TrialScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision: str = self._base.on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.CONTINUE and self._gives_way(trial, result):
+            return TrialScheduler.PAUSE
         return decision
+
+    def _gives_way(self, trial: Trial, result: Mapping[str, Any]) -> bool:
+        """Whether the trial has had its turn and others wait for theirs. PBT lets all members of a population train in
+        turns, by pausing those that were just compared while others are pending. Ours are never pending: they have their
+        coordinators, and wait for replicas.
+        """
+        base, experiment = self._base, self._experiment
+        if experiment is None or not isinstance(base, PopulationBasedTraining) or base._synch:
+            return False
+        state = base._trial_state.get(trial)
+        if state is None or state.last_perturbation_time != result.get(base._time_attr):
+            return False
+        return any(
+            tracked.trial.status == Trial.RUNNING and experiment.num_replicas.get(trial_id, 0) == 0
+            for trial_id, tracked in experiment.tracked.items()
+            if trial_id != trial.trial_id
+        )
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         self._forget(trial)
@@ -210,20 +232,26 @@ class AdaptDLScheduler(TrialScheduler):
         if experiment is not None:
             experiment.loop.stop()
         name = trial.experiment_dir_name
-        view = ClusterView(prefix_of(name))
+        view = ClusterView()
         nodes = view.look()
         elastic = self._elastic
         if elastic.resources_per_replica is None:  # of all that is there: what is in use now may be free soon
             elastic = replace(elastic, resources_per_replica=default_resources_per_replica(view.whole))
-        admission = Admission(controller.search_alg)
+        admission = Admission(None if wants_all_trials(self._base) else controller.search_alg)
         admission.allow(_num_trials(nodes, elastic))
         loop = AllocationLoop(experiment=name, allocator=Allocator(self._policy, interval_s=self._interval_s))
         experiment = self._experiment = _Experiment(
             controller_id=id(controller), name=name, loop=loop, admission=admission, elastic=elastic
         )
-        controller._callbacks._callbacks += [Bookkeeper(), _AtTheEnd(loop)]
+        bookkeeper = Bookkeeper(functools.partial(state_written_at, controller))
+        controller._callbacks._callbacks += [bookkeeper, _AtTheEnd(functools.partial(self._end, experiment))]
         loop.start()
         return experiment
+
+    def _end(self, experiment: _Experiment) -> None:
+        experiment.loop.stop()
+        if self._experiment is experiment:  # another controller may get the id that this one had
+            self._experiment = None
 
     def _make_elastic(self, trial: Trial) -> ElasticConfig:
         """Sees to it that the trial's trainable is ours.
@@ -233,7 +261,8 @@ class AdaptDLScheduler(TrialScheduler):
         """
         trainable = trial.get_trainable_cls()
         if isinstance(trainable, type) and issubclass(trainable, AdaptDLTrainable):
-            return trainable.elastic.with_defaults(self._elastic)
+            check_resource_request(trainable)
+            return trainable.elastic.with_defaults(self._elastic, stated=trainable.stated)
         if not (isinstance(trainable, type) and issubclass(trainable, FunctionTrainable)):
             raise UsageError(
                 f"AdaptDLScheduler runs training functions, but {trial.trainable_name!r} is a class of its own; "
@@ -272,7 +301,8 @@ class AdaptDLScheduler(TrialScheduler):
             if tracked_trial is not None and tracked_trial.coordinator is not None:
                 self._show(experiment, tracked_trial, job_status)
         if experiment.loop.nodes:
-            experiment.admission.allow(_num_trials(experiment.loop.nodes, experiment.elastic))
+            num_paused = sum(tracked.trial.status == Trial.PAUSED for tracked in experiment.tracked.values())
+            experiment.admission.allow(_num_trials(experiment.loop.nodes, experiment.elastic), num_paused=num_paused)
 
     @staticmethod
     def _pass_on(experiment: _Experiment, tracked: _Tracked, coordinator: ActorHandle[Any] | None, status: str) -> None:
@@ -316,8 +346,8 @@ def _num_trials(nodes: Sequence[Node], elastic: ElasticConfig) -> int:
 class _AtTheEnd(Callback):
     """Tells when an experiment is over, however it ended."""
 
-    def __init__(self, loop: AllocationLoop) -> None:
-        self._loop = loop
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end = end
 
     def on_experiment_end(self, trials: Any, **info: Any) -> None:
-        self._loop.stop()
+        self._end()

@@ -44,6 +44,10 @@ logger = logging.getLogger(__name__)
 
 _COORDINATOR_BYTES = 64 * 2**20
 """What Tune reserves for a coordinator: memory, so that it takes no CPU and no device."""
+_HEAD_RESOURCE = "node:__internal_head__"
+"""Ray's head node has one of this, other nodes none."""
+_HEAD_SHARE = 0.0001
+"""The least that Ray counts: room for ten thousand coordinators."""
 _LOOK_INTERVAL_S = 2.0
 _CLOSE_TIMEOUT_S = 3.0
 """How long a slow storage may hold up the end of a coordinator; Tune ends it by force after 5 s."""
@@ -52,13 +56,16 @@ _CLOSE_TIMEOUT_S = 3.0
 class AdaptDLTrainable(Trainable):
     """Made by :func:`adaptdl.tune.DistributedTrainableCreator` for one training function."""
 
-    function: ClassVar[bytes] = b""
+    function: ClassVar[Any] = b""
     """The training function of one argument, pickled; only replicas unpickle it."""
     elastic: ClassVar[ElasticConfig] = ElasticConfig()
+    stated: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `elastic` that hold although they have their default values."""
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
-        return PlacementGroupFactory([{"memory": _COORDINATOR_BYTES}])
+        """A place on the head node: a trial must outlive the nodes that its replicas stand on."""
+        return PlacementGroupFactory([{"memory": _COORDINATOR_BYTES, _HEAD_RESOURCE: _HEAD_SHARE}])
 
     def setup(self, config: dict[str, Any]) -> None:
         self._known: Known | None = None
@@ -79,8 +86,6 @@ class AdaptDLTrainable(Trainable):
         self._began_at = time.monotonic()
         self._contacted = False
         self._stopped = False
-        self._over = False
-        """The trial has come to its end: nobody will go on with it."""
         self._next: dict[str, Any] = {}
         self._num_seen = 0
         """Results that `_last_result` is the last of."""
@@ -242,7 +247,7 @@ class AdaptDLTrainable(Trainable):
         Trainable.stop(self)
 
     async def _close(self, vault: Vault) -> None:
-        close = functools.partial(vault.close, timeout_s=_CLOSE_TIMEOUT_S, remove=self._over)
+        close = functools.partial(vault.close, timeout_s=_CLOSE_TIMEOUT_S)
         await asyncio.get_running_loop().run_in_executor(None, close)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -256,9 +261,11 @@ class AdaptDLTrainable(Trainable):
         self._is_known.set()
 
     async def finish(self) -> None:
-        """The trial has come to its end. `stop` follows, or was heard before."""
-        self._over = True
-        if self._stopped and self._vault is not None:
+        """The trial has come to its end. Answers when nothing more will be written: the driver removes what was kept.
+
+        `stop` follows, or was heard before.
+        """
+        if self._vault is not None:
             await self._close(self._vault)
 
     # -- from the allocator -----------------------------------------------------------------------------------------
@@ -368,7 +375,6 @@ class AdaptDLTrainable(Trainable):
                 f"the training function of trial {self.trial_id} returned without a result; it must call "
                 'tune.report({"<metric>": value}) at least once, for instance at the end of each epoch'
             )
-        self._over = not self._stopped
         return {RESULT_DUPLICATE: True}
 
     def _check_contact(self) -> None:

@@ -9,8 +9,9 @@
 
 A thread of its own writes, so that the coordinator's loop never waits for a disk: the newest state offered wins, those in
 between are skipped. A file is written under another name and moved; the two newest that are known to be good are kept,
-also while writing fails. The vault is removed when the trial has come to its end: no one will ask for its state again. It
-stays for a trial that failed, is paused, or whose driver was interrupted, as all of these may go on.
+also while writing fails. :class:`~adaptdl.tune.bookkeeper.Bookkeeper` removes the vault when the trial has come to its end
+and Tune has written that down: no one will ask for its state again. It stays for a trial that failed, is paused, or whose
+driver was interrupted, as all of these may go on.
 
 There is no second copy in Ray's object store: an object is lost with the process that made it, so it would have to be
 made by another actor, which needs a place, memory for the states of all trials, and a life beyond the driver's to be of
@@ -258,17 +259,14 @@ class Vault:
                 self._thread.start()
             self._changed.notify_all()
 
-    def close(self, *, timeout_s: float, remove: bool) -> None:
+    def close(self, *, timeout_s: float) -> None:
         """Writes what was offered last, and ends.
 
         Args:
             timeout_s: how long a slow storage is waited for.
-            remove: the trial has come to its end; instead of writing, the vault is removed.
         """
         with self._changed:
             self._closing = True
-            if remove:
-                self._offered = None
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(timeout_s)
@@ -279,12 +277,6 @@ class Vault:
                     self._place.path,
                     timeout_s,
                 )
-                return
-        if remove:
-            try:
-                self._place.remove()
-            except Exception as error:  # noqa: BLE001 (whatever the user's file system raises: nobody needs these files)
-                logger.warning("cannot remove %s, which is not needed any more: %r", self._place.path, error)
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
