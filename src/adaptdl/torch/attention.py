@@ -39,7 +39,7 @@ def wants_attention(session: ElasticSession) -> bool:
     if loop.better_batch is not None or _plan_to_carry_out(session) is not None:
         return True
     now = time.monotonic()
-    if now < loop.quiet_until:
+    if now < loop.quiet_until and not session.reports.wants_snapshot:
         return False
     if _snapshot_due(session) or better_batch(session, loop) is not None:
         return True
@@ -70,7 +70,11 @@ def attend(session: ElasticSession, loop: Loop, seen: Exchanged | None) -> Actio
         group.all_gather_object(None)
         raise KeyboardInterrupt
     if notice.snapshot and group.rank == 0:
-        session.reports.send_snapshot(session.capture(rngs))
+        began = time.monotonic()
+        states = session.capture(rngs)
+        session.reports.send_snapshot(states, copy_s=time.monotonic() - began)
+    elif notice.snapshot:
+        session.flush_report()
     if notice.batch is not None:
         loop.better_batch = None
         loop.loader.change_batch(notice.batch, group)
@@ -89,7 +93,6 @@ def _plan_to_carry_out(session: ElasticSession) -> Plan | None:
 
 
 def _snapshot_due(session: ElasticSession) -> bool:
-    interval_s = session.snapshot_interval_s
-    if interval_s is None or time.monotonic() - session.reports.snapshot_at < interval_s:
-        return False
-    return not session.reports.is_sending
+    interval_s, reports = session.snapshot_interval_s, session.reports
+    is_due = interval_s is not None and time.monotonic() - reports.snapshot_at >= interval_s
+    return (is_due or reports.wants_snapshot) and not reports.is_sending

@@ -66,6 +66,7 @@ def makes_do_with_less(session: ElasticSession, error: Exception) -> bool:
         broken = GroupBroken(f"out of memory with {micro.size} samples in one pass")
         for accumulator in session.sums.accumulators():
             accumulator.roll_back()
+    session.flush_report()
     snapshot = write_snapshot(session.capture())
     _let_go_of_frames(error)
     if broken is not None:

@@ -17,7 +17,7 @@ from adaptdl.torch.batch_choice import agree_on_batch
 from adaptdl.torch.group import Group, GroupBroken, communicating
 from adaptdl.torch.mailbox import Leave
 from adaptdl.torch.modes import in_no_mode
-from adaptdl.torch.transfer import broadcast_states, write_snapshot
+from adaptdl.torch.transfer import broadcast_states
 
 if TYPE_CHECKING:
     from adaptdl.torch.session import ElasticSession
@@ -55,7 +55,7 @@ def switch(session: ElasticSession, plan: Plan) -> None:
     me, is_source, stays = _role(session, plan)
     session.drop_group()
     if is_source and not plan.members:
-        session.host.snapshot(write_snapshot(session.capture()), session.num_steps)
+        session.reports.send_snapshot_now(session.capture())
         pause_s = time.monotonic() - session.last_step_at
         session.host.switched(
             Switched(

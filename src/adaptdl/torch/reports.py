@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adaptdl.plan import Position
 from adaptdl.torch.news import metrics as own_metrics
 from adaptdl.torch.transfer import write_snapshot
 
@@ -46,23 +48,47 @@ class Reports:
     def reset(self) -> None:
         """The user's function begins."""
         self.num_results = self.num_done = self._num_seen = 0
+        self._num_seen_in: dict[Position, int] = {}
+        """Data loop of the epoch → `_num_seen` after the last result in it."""
         self._pending: _Report | None = None
         self._last: _Report | None = None
         self.snapshot_at = self._next_snapshot_at = time.monotonic()
 
     def begin_epoch(self) -> None:
         self._num_seen = self.num_done = 0
+        self._num_seen_in = {}
 
-    def load(self, *, num_results: int, num_done: int, resume: bool) -> None:
+    def enter_loop(self) -> None:
+        """A data loop begins, or is skipped. What the job has reported in it before does not come again: its batches do not."""
+        self._num_seen = max(self._num_seen, self._num_seen_in.get(self._session.position, 0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Without the result that waits, which goes with a snapshot, or as `pending` to another replica."""
+        seen_in = [(at.epoch, at.loop, number) for at, number in self._num_seen_in.items()]
+        return {"num_results": self.num_results, "num_done": self.num_done, "num_seen_in": seen_in}
+
+    def load(self, state: Mapping[str, Any], *, resume: bool) -> None:
         """The state of a snapshot (`resume`: its results of the epoch are reported again), or of another replica."""
-        self.num_results, self.num_done = num_results, num_done
+        self.num_results, self.num_done = state["num_results"], state["num_done"]
+        self._num_seen_in = {Position(epoch=epoch, loop=loop): number for epoch, loop, number in state["num_seen_in"]}
         if not resume:
-            self._num_seen = num_done
+            self._num_seen = self.num_done
+
+    @property
+    def pending(self) -> _Report | None:
+        """The result that waits, if there is one."""
+        return self._pending
+
+    def load_pending(self, pending: _Report | None) -> None:
+        """That of another replica."""
+        self._pending = pending
 
     def report(self, metrics: dict[str, Any], files: dict[str, bytes] | None) -> None:
         """A result of the user's function; nothing, if the job has made it before."""
         session = self._session
         self._num_seen += 1
+        if session.loop is not None:
+            self._num_seen_in[session.position] = self._num_seen
         if not session.joined or session.is_skipping or self._num_seen <= self.num_done:
             return
         self.flush()
@@ -72,24 +98,37 @@ class Reports:
 
     def flush(self) -> None:
         """Sends the result that waits, if there is one."""
-        if self._pending is None or not self._session.joined:
-            return
-        self._last, self._pending = self._pending, None
-        if self._session.rank != 0:
+        report = self._take_pending() if self._session.joined else None
+        if report is None or self._session.rank != 0:
             return
         states = None
-        began = time.monotonic()
-        if self._last.files is not None or began >= self._next_snapshot_at:
+        if self._session.loop is None and self._is_worth_a_snapshot(
+            report
+        ):  # within a step, its state is none to go on from
+            began = time.monotonic()
             states = self._session.capture()
-            now = self.snapshot_at = time.monotonic()
-            if now - began > _CHEAP_SNAPSHOT_S:
-                self._next_snapshot_at = now + (now - began) * (1 / _SNAPSHOT_SHARE - 1)
-        self._send(self._last, states)
+            self._note_copy(time.monotonic() - began)
+        self._send(report, states)
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether the result that waits should go with a snapshot, at the next boundary of the loop that runs."""
+        return self._pending is not None and self._is_worth_a_snapshot(self._pending)
+
+    def _is_worth_a_snapshot(self, report: _Report) -> bool:
+        return report.files is not None or time.monotonic() >= self._next_snapshot_at
+
+    def _note_copy(self, copy_s: float) -> None:
+        """A copy for a snapshot was made just now, and took so long."""
+        self.snapshot_at = time.monotonic()
+        if copy_s > _CHEAP_SNAPSHOT_S:
+            self._next_snapshot_at = self.snapshot_at + copy_s * (1 / _SNAPSHOT_SHARE - 1)
 
     def send_again(self) -> None:
         """A new rank 0 sends the last result, in case the one before it could not; whoever gets it knows its number."""
         if self._last is not None:
-            self._send(self._last, self._session.capture())
+            # A state with a result that waits must not be kept without it.
+            self._send(self._last, None if self._pending is not None else self._session.capture())
 
     def _send(self, report: _Report, states: dict[str, Any] | None) -> None:
         """Training waits only until what was sent before was taken."""
@@ -106,18 +145,28 @@ class Reports:
         """Whether something that was sent was not yet taken."""
         return self._sent is not None and not self._sent.done()
 
-    def send_snapshot(self, states: dict[str, Any]) -> None:
-        """Sends a snapshot of `states`, a copy; returns at once."""
-        self.snapshot_at = time.monotonic()
-        self._sent = self._sender.submit(self._write, states)
+    def send_snapshot(self, states: dict[str, Any], *, copy_s: float) -> None:
+        """Sends a snapshot of `states`, a copy that took so long, and the result that waits, which they contain; returns at
+        once."""
+        self._note_copy(copy_s)
+        self._sent = self._sender.submit(self._write, states, self._take_pending())
 
     def send_snapshot_now(self, states: dict[str, Any]) -> None:
         """As `send_snapshot`, and waits until it was taken."""
         self.wait()
-        self._write(states)
+        self._write(states, self._take_pending())
 
-    def _write(self, states: dict[str, Any]) -> None:
-        self._session.host.snapshot(write_snapshot(states), int(states["session"]["num_steps"]))
+    def _take_pending(self) -> _Report | None:
+        pending, self._pending = self._pending, None
+        self._last = pending or self._last
+        return pending
+
+    def _write(self, states: dict[str, Any], report: _Report | None) -> None:
+        snapshot, host = write_snapshot(states), self._session.host
+        if report is None:
+            host.snapshot(snapshot, int(states["session"]["num_steps"]))
+        else:
+            host.report(report.metrics, report.files, snapshot, report.number)
 
     def wait(self) -> None:
         """Waits until all that was sent was taken. Raises what went wrong with it."""

@@ -464,6 +464,7 @@ class ElasticSession:
             )
         self.registry.settle()
         self.flush_report()
+        self.reports.enter_loop()
         while True:
             was_joined, was_broken = self.joined, self.is_broken
             while not self.is_skipping and not self.joined:
@@ -782,8 +783,14 @@ class ElasticSession:
         return copied
 
     def shared_states(self) -> dict[str, Any]:
-        """As `capture`, for a broadcast at once: not copied; random numbers only if they wait to be restored."""
-        return {"session": self._state_dict(), "states": self.registry.state_dict(), "rngs": self._rngs}
+        """As `capture`, for a broadcast at once: not copied; random numbers only if they wait to be restored. With the result
+        that waits to be sent."""
+        return {
+            "session": self._state_dict(),
+            "states": self.registry.state_dict(),
+            "rngs": self._rngs,
+            "pending": self.reports.pending,
+        }
 
     def _state_dict(self) -> dict[str, Any]:
         return {
@@ -795,8 +802,7 @@ class ElasticSession:
             "trained_s": time.monotonic() - self.began_at,
             "since_last_step_s": time.monotonic() - self.last_step_at,
             "record": list(self.sums.record),
-            "num_reports": self.reports.num_done,
-            "num_results": self.reports.num_results,
+            "reports": self.reports.state_dict(),
             "num_folds": self.sums.num_folds,
             "num_skipped_steps": self.num_skipped_steps,
             "most_samples": dict(self.most_samples),
@@ -816,7 +822,7 @@ class ElasticSession:
         self.began_at = time.monotonic() - session["trained_s"]
         self.last_step_at = time.monotonic() - session["since_last_step_s"]
         self.tuner.load_state_dict(session["tuner"])
-        self.reports.load(num_results=session["num_results"], num_done=session["num_reports"], resume=resume)
+        self.reports.load(session["reports"], resume=resume)
         self._rngs = states["rngs"]
         if resume:
             epoch, loop = session["position"]
@@ -825,6 +831,7 @@ class ElasticSession:
             self.sums.replay(epoch, list(session["record"]))
         else:
             assert (self.position.epoch, self.position.loop) == tuple(session["position"]), (self.position, session)
+            self.reports.load_pending(states["pending"])
             self.sums.record = list(session["record"])
         self.registry.load_state_dict(states["states"])
         self.sums.give_own(own)
@@ -838,7 +845,8 @@ class ElasticSession:
 
     def report(self, metrics: dict[str, Any], files: dict[str, bytes] | None = None) -> None:
         """A result. It is sent at the end of the epoch, or before the next loop or result, whichever comes first, so that
-        the state it comes with is one from which the job can go on.
+        the state it comes with is one from which the job can go on; within a training loop at the end of the step, if a
+        snapshot is to go with it.
 
         Args:
             metrics: the user's metrics; the session adds its own (``adaptdl/…``).

@@ -22,7 +22,7 @@ from adaptdl.torch.group import Group
 __all__ = ["broadcast_states", "copy_states", "read_snapshot", "write_snapshot"]
 
 _FORMAT = "adaptdl-snapshot"
-_VERSION = 3
+_VERSION = 4
 
 
 class _Packer(pickle.Pickler):
