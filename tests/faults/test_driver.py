@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,11 +128,12 @@ def test_a_trial_that_had_ended_is_not_trained_again(address: str, tmp_path: Pat
     complete = tmp_path / "complete"
     try:
         wait_until(complete.exists, "the first trial to end", timeout_s=90)
-        time.sleep(2.0)  # for its coordinator to end, too
+        (trial_id,) = complete.read_text().split()
+        pids = {result["pid"] for result in driver.seen() if result["trial_id"] == trial_id}
+        wait_until(lambda: not any(is_alive(pid) for pid in pids), "its coordinator to end, too")
     finally:
         driver.process.kill()
         driver.process.wait(10)
-    (trial_id,) = complete.read_text().split()
     before = driver.seen()
     wait_until(lambda: living_actors() == [], "all actors to be gone")
 
@@ -146,8 +146,8 @@ def test_a_trial_that_had_ended_is_not_trained_again(address: str, tmp_path: Pat
     assert [(trial["status"], trial["last"]) for trial in ended] == [("TERMINATED", epochs) for epochs in EPOCHS]
     assert ended[0]["trial_id"] == trial_id
     again = [result for result in driver.seen()[len(before) :] if result["trial_id"] == trial_id]
-    pids = {result["replica_pid"] for result in before}
-    trained_again = [result for result in again if result["replica_pid"] not in pids]
+    replicas = {result["replica_pid"] for result in before}
+    trained_again = [result for result in again if result["replica_pid"] not in replicas]
     assert all(result["began_at"] >= EPOCHS[0] - 3 for result in trained_again), again  # of 0.24 s each
     for trial in ended:
         assert not Path(trial["path"], ".adaptdl").exists()
