@@ -131,9 +131,11 @@ def test_the_allocation_loop_hears_of_coordinators_that_come_and_go() -> None:
     one.temporary_state.ray_actor, one.status = "the actor", "RUNNING"
     experiment.looked_at = 0.0
     scheduler._look(experiment)
+    experiment.num_replicas["00001"] = 2
     one.temporary_state.ray_actor, one.status = None, "PAUSED"
     experiment.looked_at = 0.0
     scheduler._look(experiment)
+    assert experiment.num_replicas == {}
     assert loop.told == [
         Seen(trial_id="00001", coordinator="the actor", waits=False),  # type: ignore[arg-type]
         Seen(trial_id="00001", coordinator=None, waits=False),

@@ -310,8 +310,9 @@ class AdaptDLScheduler(TrialScheduler):
         waits = status == Trial.PENDING
         if changed or waits != (tracked.status == Trial.PENDING):
             experiment.loop.tell(Seen(trial_id=tracked.trial.trial_id, coordinator=coordinator, waits=waits))
-        if changed:
+        if changed:  # a new one has nothing yet
             tracked.number = -1
+            experiment.num_replicas.pop(tracked.trial.trial_id, None)
         tracked.coordinator, tracked.status = coordinator, status
 
     @staticmethod
