@@ -294,7 +294,7 @@ class AdaptiveDataLoader(State):
         self.batch = self.newest_batch
         if not loop.hands_out:
             return Action.CONTINUE
-        pads = loop.training
+        pads = loop.training or torch.is_grad_enabled()
         self._layout = Layout(
             self.sampler,
             rank=session.rank,
@@ -311,7 +311,7 @@ class AdaptiveDataLoader(State):
         for self._batch, step in steps:
             previous_size = 0
             for index, part in enumerate(step.parts):
-                if not part and not pads:
+                if not part and not (pads and loop.training):  # as all replicas know since the first step
                     continue
                 if data is None:
                     self._take_orders_back()
