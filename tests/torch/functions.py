@@ -63,6 +63,7 @@ def regression(config: dict[str, Any]) -> dict[str, Any]:
     module = network(dtype)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
     model = adl.AdaptiveDataParallel(module, optimizer)
+    model.train(not config.get("eval", False))
     samples: list[tuple[int, int]] = []
     try:
         for epoch in adl.remaining_epochs_until(config.get("epochs", 3)):

@@ -223,3 +223,12 @@ def test_batch_sizes_follow_the_replicas_within_their_bounds() -> None:
         assert got <= local
         assert size % (local * (accum_steps + 1)) == 0
     assert results[0]["progress"] == results[1]["progress"] >= 150
+
+
+def test_training_in_eval_mode_makes_the_steps_of_one_replica_also_the_short_last_one() -> None:
+    config = {"num_samples": 9, "batch_size": 4, "epochs": 2, "eval": True}
+    _, [alone] = run([1], config)
+    _, together = run([2], config)
+    for replica in together:
+        assert replica["steps"] == alone["steps"] == 6
+        assert_close(replica["parameters"], alone["parameters"], 1e-10)

@@ -11,6 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import adaptdl.torch as adl
 
 pytestmark = pytest.mark.distributed
 
@@ -125,3 +129,30 @@ def test_a_damaged_snapshot_is_one_clear_error(script: Path, tmp_path: Path) -> 
     )
     assert result.returncode != 0
     assert f"SnapshotError: {path} cannot be resumed" in result.stderr
+
+
+def test_an_interrupted_script_goes_on_with_its_batch_size(tmp_path: Path) -> None:
+    def first_batch(batch: adl.Batch | None) -> int:
+        """Of the script started again; it is interrupted in its second step."""
+        with adl.open_session(checkpoint_dir=str(tmp_path)) as session:
+            loader = adl.AdaptiveDataLoader(TensorDataset(torch.ones(640, 1)), batch_size=4)
+            loader.autoscale_batch_size(256)
+            module = torch.nn.Linear(1, 1)
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+            model = adl.AdaptiveDataParallel(module, optimizer)
+            if batch is not None:
+                loader.batch = batch
+            for _ in adl.remaining_epochs_until(1):
+                for (inputs,) in loader:
+                    size = loader.current_batch_size
+                    optimizer.zero_grad()
+                    model(inputs).mean().backward()
+                    optimizer.step()
+                    if batch is None:
+                        return size
+                    session.mailbox.interrupted = True
+        return 0
+
+    with pytest.raises(KeyboardInterrupt):
+        first_batch(adl.Batch(batch_size=64, atomic_batch_size=64))
+    assert first_batch(None) == 64

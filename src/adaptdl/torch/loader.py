@@ -80,6 +80,8 @@ class AdaptiveDataLoader(State):
         )
         self._batch = Batch(batch_size=self.init_batch_size, atomic_batch_size=self.init_batch_size)
         self.is_adaptive = False
+        self._restored_batch: Batch | None = None
+        """Of a snapshot, if it waits for `autoscale_batch_size` to allow it."""
         self.sampler = ElasticSampler(self.num_samples, shuffle=shuffle, seed=seed, drop_last=drop_last)
         self.num_padding = 0
         """Samples this replica has computed with weight 0, because a last step had none for it."""
@@ -133,6 +135,9 @@ class AdaptiveDataLoader(State):
             gradient_accumulation=gradient_accumulation,
         )
         self.is_adaptive = True
+        if self._restored_batch is not None:
+            self.batch = fit_to(self.bounds, self.session.num_replicas, self._restored_batch)
+            self._restored_batch = None
         self.keep_within_memory()
 
     def keep_within_memory(self) -> None:
@@ -291,7 +296,7 @@ class AdaptiveDataLoader(State):
         self.batch = self.newest_batch
         if not loop.hands_out:
             return Action.CONTINUE
-        pads = loop.training
+        pads = loop.training or torch.is_grad_enabled()
         self._layout = Layout(
             self.sampler,
             rank=session.rank,
@@ -308,7 +313,7 @@ class AdaptiveDataLoader(State):
         for self._batch, step in steps:
             previous_size = 0
             for index, part in enumerate(step.parts):
-                if not part and not pads:
+                if not part and not (pads and loop.training):  # as all replicas know since the first step
                     continue
                 if data is None:
                     self._take_orders_back()
@@ -369,8 +374,11 @@ class AdaptiveDataLoader(State):
             raise UsageError(f"loader {self.name!r} cannot go on: {error}") from error
         self._active, self._loop_progress = state_dict["active"], state_dict["loop_progress"]
         batch_size, atomic_batch_size, accum_steps = state_dict["batch"]
+        batch = Batch(batch_size=batch_size, atomic_batch_size=atomic_batch_size, accum_steps=accum_steps)
         if self.is_adaptive or batch_size == self.init_batch_size:
-            self.batch = Batch(batch_size=batch_size, atomic_batch_size=atomic_batch_size, accum_steps=accum_steps)
+            self.batch = batch
+        else:
+            self._restored_batch = batch
         self.keep_within_memory()
 
 

@@ -64,8 +64,8 @@ def makes_do_with_less(session: ElasticSession, error: Exception) -> bool:
     broken = None
     if group.num_replicas > 1:
         broken = GroupBroken(f"out of memory with {micro.size} samples in one pass")
-        for accumulator in session.sums.accumulators():
-            accumulator.roll_back()
+    for accumulator in session.sums.accumulators():
+        accumulator.roll_back()
     session.flush_report()
     snapshot = write_snapshot(session.capture())
     _let_go_of_frames(error)

@@ -593,7 +593,7 @@ class ElasticSession:
         self._out_of_memory = False
         if micro.index == 0 and self.stepped:
             self.stepped_before, self.stepped = self.stepped, []
-        if micro.index == 0 and self.num_replicas > 1:
+        if micro.index == 0:
             self.sums.mark()
         if self.pause is not None:
             tell_switched(self, self.pause)

@@ -52,7 +52,7 @@ class Sums:
         return [accumulator for ref in self._accumulators if (accumulator := ref()) is not None]
 
     def mark(self) -> None:
-        """A step of several replicas begins."""
+        """A step begins."""
         for accumulator in self.accumulators():
             accumulator.mark()
 
