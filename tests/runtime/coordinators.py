@@ -13,6 +13,7 @@ from adaptdl.runtime import recovering, replica_group, starting, switching
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.members import ReplicaRecord, ReplicaState
 from adaptdl.runtime.messages import Broken, Event, JobInfo
+from adaptdl.runtime.placement import Reservation
 from adaptdl.runtime.replica_group import ReplicaGroup
 from adaptdl.runtime.results import Results
 
@@ -26,6 +27,12 @@ async def eventually(condition: Callable[[], Any], what: str, timeout_s: float =
         while not condition():
             await asyncio.sleep(0.005)
     assert condition(), what
+
+
+async def _nowhere(*_: Any, **__: Any) -> Reservation:
+    """There is no Ray that could give a place to another replica, and none may be started for it."""
+    await asyncio.Event().wait()
+    raise AssertionError
 
 
 class Coordinated:
@@ -43,6 +50,7 @@ class Coordinated:
             coordinator=None,  # type: ignore[arg-type]
             results=Results(),
         )
+        self.group._reservations.reserve = _nowhere  # type: ignore[method-assign]
         self.records: dict[str, ReplicaRecord] = {}
         for node in nodes:
             record = self.group._roster.add(node, 0.0, alone=False)
