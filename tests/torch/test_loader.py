@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -123,3 +124,14 @@ def test_a_loop_does_not_touch_the_random_numbers_of_the_user() -> None:
     for _ in loader:
         pass
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_training_loop_without_steps_is_one_pass() -> None:
+    loader = adl.AdaptiveDataLoader(numbers(10), batch_size=4)
+    loader.autoscale_batch_size(8)
+    module = torch.nn.Linear(1, 1)
+    model = adl.AdaptiveDataParallel(module, torch.optim.SGD(module.parameters(), lr=0.1))
+    assert model.training
+    for _ in range(2):
+        batches = list(itertools.islice(loader, 9))
+        assert [int(i) for (batch,) in batches for i in batch] == list(range(10))

@@ -245,6 +245,8 @@ class AdaptiveDataLoader(State):
             self._loop_progress = self.session.progress
             self._active = True
         loop.covers_from = self.sampler.position
+        # Steps made before the pass that runs; None if it did not begin here.
+        steps_before = self.session.num_steps if self.sampler.position == 0 else None
         while True:
             action = yield from self._segment(loop)
             if action in (Action.STOP, Action.OVER):
@@ -255,7 +257,10 @@ class AdaptiveDataLoader(State):
                     return
                 if self._is_over(loop) or self.sampler.position == 0:  # at 0: drop_last leaves nothing of a pass
                     return
+                if self.session.num_steps == steps_before:  # there is no progress to wait for
+                    return
                 self.sampler.begin_pass()
+                steps_before = self.session.num_steps
 
     def _is_over(self, loop: Loop) -> bool:
         if self.is_adaptive and loop.training:
