@@ -232,3 +232,14 @@ def test_training_the_module_inside_is_told() -> None:
             torch.nn.functional.mse_loss(module(inputs), targets).backward()
             optimizer.step()
     assert model.module is module
+
+
+def test_training_without_an_adaptive_loader_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    module = linear()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    model = adl.AdaptiveDataParallel(module, optimizer)
+    for inputs, targets in torch.utils.data.DataLoader(data(), batch_size=16):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(inputs), targets).backward()
+        optimizer.step()
+    assert len([record for record in caplog.records if "outside of loops over" in record.message]) == 1

@@ -149,6 +149,7 @@ class ElasticSession:
         self.was_carried = False
         """Whether it has sent those of the first bucket, the only one, with the exchange."""
         self._broken: GroupBroken | None = None
+        self._told_no_loop = False
         self._out_of_memory = False
         self._num_out_of_memory = num_out_of_memory()
         self._main_loader: weakref.ref[AdaptiveDataLoader] | None = None
@@ -595,6 +596,12 @@ class ElasticSession:
 
     def on_first_bucket(self, model: AdaptiveDataParallel) -> None:
         """`model` begins to reduce its gradients."""
+        if self.loop is None and not self.is_matching and not self._told_no_loop:
+            self._told_no_loop = True
+            logger.warning(
+                "gradients are computed outside of loops over an AdaptiveDataLoader: batch sizes, progress and "
+                "reallocations do not see these steps; draw the batches from one"
+            )
         if self.is_matching or self.loop is None or self.micro is None:
             return
         self.stepped.append(model)
