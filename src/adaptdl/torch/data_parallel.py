@@ -104,8 +104,8 @@ class AdaptiveDataParallel(torch.nn.Module):
         self._parts: PartNorms | None = None
         self._hidden: dict[torch.nn.Parameter, torch.Tensor] = {}
         """Gradients of the parts of a step so far, while the next part has not begun: nothing is done with them."""
-        self._has_reduced = False
-        """Whether gradients have ever come through `forward`."""
+        self._was_called = False
+        """Whether it was ever called for gradients."""
         self._buckets_are_final = False
         """Whether the replicas of the generation have agreed on them."""
         self._adapt_optimizer()
@@ -133,6 +133,7 @@ class AdaptiveDataParallel(torch.nn.Module):
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._ddp is None or not torch.is_grad_enabled():
             return self.module(*args, **kwargs)
+        self._was_called = True
         self._begin_part()
         session = self._session
         if session.is_broken or (session.num_replicas > 1 and not self._buckets_agreed()):
@@ -247,7 +248,7 @@ class AdaptiveDataParallel(torch.nn.Module):
         self._is_dirty = False
         if session.step_is_void:
             return None
-        if not self._has_reduced and self._reducer is not None and session.micro is not None and self._has_gradients:
+        if not self._was_called and self._reducer is not None and session.micro is not None and self._has_gradients:
             raise UsageError(_NOT_WRAPPED)
         if self._reducer is not None and not self._reducer.is_finite:
             session.skip_step()
@@ -402,7 +403,6 @@ class AdaptiveDataParallel(torch.nn.Module):
         if session.is_broken:
             return reducer.unsummed(bucket)
         if bucket.index() == 0:
-            self._has_reduced = True
             if session.num_replicas > 1:
                 reducer.note_carrier(bucket)
             session.on_first_bucket(self)
