@@ -242,3 +242,27 @@ def test_between_the_parts_of_a_step_there_are_no_gradients_and_an_error_says_so
     with pytest.raises(AttributeError) as error, use_session(adl.current_session()):
         train()
     assert ["there are none between the parts of a step" in note for note in error.value.__notes__] == [True]
+
+
+def test_training_the_module_inside_is_told() -> None:
+    module = linear()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    model = adl.AdaptiveDataParallel(module, optimizer)
+    with pytest.raises(UsageError, match="call the object that AdaptiveDataParallel returned"):  # noqa: PT012
+        for inputs, targets in adl.AdaptiveDataLoader(data(), batch_size=16):
+            optimizer.step()  # there are no gradients yet
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(module(inputs), targets).backward()
+            optimizer.step()
+    assert model.module is module
+
+
+def test_training_without_an_adaptive_loader_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    module = linear()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    model = adl.AdaptiveDataParallel(module, optimizer)
+    for inputs, targets in torch.utils.data.DataLoader(data(), batch_size=16):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(inputs), targets).backward()
+        optimizer.step()
+    assert len([record for record in caplog.records if "outside of loops over" in record.message]) == 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import IterableDataset, SequentialSampler, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, SequentialSampler, TensorDataset
 
 import adaptdl.torch as adl
 from adaptdl.errors import UsageError
@@ -69,6 +70,32 @@ def test_bounds_that_contradict_each_other_are_refused(largest: int, local: Any,
         loader.autoscale_batch_size(largest, local_bsz_bounds=local)
 
 
+@pytest.mark.parametrize(
+    ("largest", "local", "message"),
+    [
+        ("128", None, r"max_batch_size must be a whole number.*'128'"),
+        (1e3, None, r"max_batch_size must be a whole number.*1000\.0"),
+        (128, (4.0, 64.0), r"local_bsz_bounds must be two whole numbers.*\(4\.0, 64\.0\)"),
+        (128, (4, 32, 64), r"local_bsz_bounds must be two whole numbers"),
+        (128, 64, r"local_bsz_bounds must be two whole numbers.*64"),
+    ],
+)
+def test_bounds_that_are_no_whole_numbers_are_refused(largest: Any, local: Any, message: str) -> None:
+    loader = adl.AdaptiveDataLoader(numbers(100), batch_size=64)
+    with pytest.raises(UsageError, match=message):
+        loader.autoscale_batch_size(largest, local_bsz_bounds=local)
+
+
+class Endless(Dataset[int]):
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def test_a_data_set_without_a_length_is_refused() -> None:
+    with pytest.raises(UsageError, match="the Endless has no __len__"):
+        adl.AdaptiveDataLoader(Endless(), batch_size=2)
+
+
 def test_nested_loops_are_refused_and_the_outer_one_can_be_left() -> None:
     first, second = adl.AdaptiveDataLoader(numbers(8), batch_size=2), adl.AdaptiveDataLoader(numbers(8), batch_size=2)
     with pytest.raises(UsageError, match="cannot be nested"):  # noqa: PT012
@@ -123,3 +150,14 @@ def test_a_loop_does_not_touch_the_random_numbers_of_the_user() -> None:
     for _ in loader:
         pass
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_training_loop_without_steps_is_one_pass() -> None:
+    loader = adl.AdaptiveDataLoader(numbers(10), batch_size=4)
+    loader.autoscale_batch_size(8)
+    module = torch.nn.Linear(1, 1)
+    model = adl.AdaptiveDataParallel(module, torch.optim.SGD(module.parameters(), lr=0.1))
+    assert model.training
+    for _ in range(2):
+        batches = list(itertools.islice(loader, 9))
+        assert [int(i) for (batch,) in batches for i in batch] == list(range(10))

@@ -156,3 +156,24 @@ def test_an_interrupted_script_goes_on_with_its_batch_size(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         first_batch(adl.Batch(batch_size=64, atomic_batch_size=64))
     assert first_batch(None) == 64
+
+
+class Best(adl.State):
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.value = state_dict["value"]
+
+
+def test_a_state_is_there_after_the_epochs_of_a_finished_job(tmp_path: Path) -> None:
+    for _ in range(2):
+        with adl.open_session(checkpoint_dir=str(tmp_path)):
+            best = Best()
+            for epoch in adl.remaining_epochs_until(2):
+                best.value = epoch + 1.0
+            assert best.value == 2.0

@@ -38,6 +38,11 @@ _NO_CLOSURES = (
 )
 
 
+_NOT_WRAPPED = (
+    "gradients must come from backward on the wrapped model, but this optimizer steps with others: in the training loop, "
+    "call the object that AdaptiveDataParallel returned, not the module inside"
+)
+
 _UNFINISHED = "Expected to have finished reduction in the prior iteration"
 """How torch begins to say that a backward pass has not reached all parameters."""
 _UNUSED = re.compile(r"did not receive grad for rank \d+: ((?:\d+ ?)+)")
@@ -65,7 +70,8 @@ class AdaptiveDataParallel(torch.nn.Module):
     Raises:
         UsageError: the optimizer has no parameter of the model or needs a closure, the name is taken, `scaling_rule` is not
             one, or a module of the model gives sparse gradients. The optimizer's ``step`` raises it if it is given a closure,
-            and the model's forward pass if parameters had no part in the step before.
+            or gradients of a module that was never called through this object; and the model's forward pass if parameters
+            had no part in the step before.
     """
 
     module: torch.nn.Module
@@ -98,6 +104,8 @@ class AdaptiveDataParallel(torch.nn.Module):
         self._parts: PartNorms | None = None
         self._hidden: dict[torch.nn.Parameter, torch.Tensor] = {}
         """Gradients of the parts of a step so far, while the next part has not begun: nothing is done with them."""
+        self._was_called = False
+        """Whether it was ever called for gradients."""
         self._buckets_are_final = False
         """Whether the replicas of the generation have agreed on them."""
         self._adapt_optimizer()
@@ -125,6 +133,7 @@ class AdaptiveDataParallel(torch.nn.Module):
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._ddp is None or not torch.is_grad_enabled():
             return self.module(*args, **kwargs)
+        self._was_called = True
         self._begin_part()
         session = self._session
         if session.is_broken or (session.num_replicas > 1 and not self._buckets_agreed()):
@@ -239,6 +248,8 @@ class AdaptiveDataParallel(torch.nn.Module):
         self._is_dirty = False
         if session.step_is_void:
             return None
+        if not self._was_called and self._reducer is not None and session.micro is not None and self._has_gradients:
+            raise UsageError(_NOT_WRAPPED)
         if self._reducer is not None and not self._reducer.is_finite:
             session.skip_step()
             return None
@@ -254,6 +265,10 @@ class AdaptiveDataParallel(torch.nn.Module):
         finally:
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate
+
+    @property
+    def _has_gradients(self) -> bool:
+        return any(parameter.grad is not None for parameter in self.module.parameters())
 
     @property
     def lr_factor(self) -> float:

@@ -37,6 +37,7 @@ def _remaining(epoch: int) -> Iterator[int]:
             session.abandon_epoch()
             raise
         session.end_epoch()
+    session.registry.settle()  # of a job that is resumed when all its epochs are over
 
 
 def current_epoch() -> int | None:

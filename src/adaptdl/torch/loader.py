@@ -126,11 +126,22 @@ class AdaptiveDataLoader(State):
             gradient_accumulation: whether a step may be made of several passes.
 
         Raises:
-            ValueError: the bounds contradict each other.
+            UsageError: the bounds are no whole numbers, or contradict each other.
         """
+        if not _is_whole(max_batch_size):
+            raise UsageError(f"max_batch_size must be a whole number of samples ≥ 1, but got {max_batch_size!r}")
+        if local_bsz_bounds is not None:
+            if not (
+                isinstance(local_bsz_bounds, (tuple, list)) and [*map(_is_whole, local_bsz_bounds)] == [True, True]
+            ):
+                raise UsageError(
+                    "local_bsz_bounds must be two whole numbers of samples, the smallest and the largest, but got "
+                    f"{local_bsz_bounds!r}"
+                )
+            local_bsz_bounds = (int(local_bsz_bounds[0]), int(local_bsz_bounds[1]))
         self.bounds = BatchSizeBounds(
             init_batch_size=self.init_batch_size,
-            max_batch_size=max_batch_size,
+            max_batch_size=int(max_batch_size),
             local_bsz_bounds=local_bsz_bounds,
             gradient_accumulation=gradient_accumulation,
         )
@@ -246,6 +257,8 @@ class AdaptiveDataLoader(State):
             self._loop_progress = self.session.progress
             self._active = True
         loop.covers_from = self.sampler.position
+        # Steps made before the pass that runs; None if it did not begin here.
+        steps_before = self.session.num_steps if self.sampler.position == 0 else None
         while True:
             action = yield from self._segment(loop)
             if action in (Action.STOP, Action.OVER):
@@ -256,7 +269,10 @@ class AdaptiveDataLoader(State):
                     return
                 if self.is_over(loop) or self.sampler.position == 0:  # at 0: drop_last leaves nothing of a pass
                     return
+                if self.session.num_steps == steps_before:  # there is no progress to wait for
+                    return
                 self.sampler.begin_pass()
+                steps_before = self.session.num_steps
 
     def is_over(self, loop: Loop) -> bool:
         """Whether a loop ends, given the progress made: the same on all replicas."""
@@ -400,6 +416,10 @@ def _bounded(bounds: BatchSizeBounds, low: int, high: int) -> BatchSizeBounds:
         return replace(bounds, local_bsz_bounds=(1, high), gradient_accumulation=True)
 
 
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
+
+
 def _check(dataset: Any, batch_size: Any, sampler: Any, batch_sampler: Any) -> None:
     if isinstance(dataset, IterableDataset):
         raise UsageError(
@@ -413,7 +433,12 @@ def _check(dataset: Any, batch_size: Any, sampler: Any, batch_sampler: Any) -> N
             f"AdaptiveDataLoader draws samples by itself and cannot follow {which}={sampler or batch_sampler!r}; use "
             "shuffle=True, or put a selection or weighting into the Dataset (for instance torch.utils.data.Subset)"
         )
-    if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral) or int(batch_size) < 1:
+    if not hasattr(dataset, "__len__"):
+        raise UsageError(
+            "AdaptiveDataLoader needs a map-style Dataset (with __getitem__ and __len__), but the "
+            f"{type(dataset).__name__} has no __len__; give it one"
+        )
+    if not _is_whole(batch_size) or int(batch_size) < 1:
         raise UsageError(f"batch_size must be a whole number of samples ≥ 1, but got {batch_size!r}")
     if len(dataset) == 0:
         raise UsageError("the data set must have at least one sample, but is empty")

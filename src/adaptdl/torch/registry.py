@@ -15,7 +15,8 @@ class State(abc.ABC):
     """Something of the user's training function that must survive: subclass it and create it inside the function.
 
     Every replica must create the same states in the same order. A state created before the first epoch is known by
-    `name`, or by its kind and number; one created within an epoch belongs to that epoch.
+    `name`, or by its kind and number; one created within an epoch belongs to that epoch. `load_state_dict` runs when the next
+    epoch or data loop begins, or ``remaining_epochs_until`` ends: before that a restored job sees the values of a new one.
 
     Args:
         name: unique in the training function; None takes the next free one of the class.

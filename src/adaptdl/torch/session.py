@@ -155,6 +155,7 @@ class ElasticSession:
         self._broken: GroupBroken | None = None
         self._ended_by: BaseException | None = None
         """What was raised to end the user's function where nobody hears of it."""
+        self._told_no_loop = False
         self._out_of_memory = False
         self._num_out_of_memory = num_out_of_memory()
         self._main_loader: weakref.ref[AdaptiveDataLoader] | None = None
@@ -617,6 +618,12 @@ class ElasticSession:
 
     def on_first_bucket(self, model: AdaptiveDataParallel) -> None:
         """`model` begins to reduce its gradients."""
+        if self.loop is None and not self.is_matching and not self._told_no_loop:
+            self._told_no_loop = True
+            logger.warning(
+                "gradients are computed outside of loops over an AdaptiveDataLoader: batch sizes, progress and "
+                "reallocations do not see these steps; draw the batches from one"
+            )
         if self.is_matching or self.loop is None or self.micro is None:
             return
         self.stepped.append(model)
