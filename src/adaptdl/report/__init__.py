@@ -1,4 +1,4 @@
-"""Tables and pictures of simulations. Tables need nothing, pictures matplotlib: `pip install 'adaptdl[plot]'`."""
+"""Tables and pictures of simulations. Tables need nothing, pictures matplotlib: `pip install matplotlib`."""
 
 from adaptdl.report.progress import ProgressLine
 from adaptdl.report.tables import comparison_table, job_table

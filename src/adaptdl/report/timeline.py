@@ -41,7 +41,7 @@ def check_plot(file: str | Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise AdaptDLError("plots need matplotlib, which is not installed: pip install 'adaptdl[plot]'") from error
+        raise AdaptDLError("plots need matplotlib, which is not installed: pip install matplotlib") from error
 
 
 def plot_timeline(result: SimulationResult, file: str | Path, *, title: str = "") -> None:
