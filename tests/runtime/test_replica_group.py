@@ -71,6 +71,9 @@ def undisturbed(function: TrainingFunction, config: dict[str, Any]) -> list[dict
         def report(self, metrics: dict[str, Any], checkpoint: Any = None) -> None:
             results.append(metrics)
 
+        def close(self) -> None:
+            pass
+
     with installed(Collector()):  # type: ignore[arg-type]
         function(config)
     return results
