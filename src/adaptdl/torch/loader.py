@@ -353,7 +353,7 @@ class AdaptiveDataLoader(State):
                 previous_size = len(part)
             if not loop.training and session.num_replicas > 1:
                 loop.shares.append((step.begin, step.share))
-            action = session.boundary(loop, batch_size=step.batch_size, is_over=lambda: self.is_over(loop))
+            action = session.boundary(loop, batch_size=step.batch_size)
             if action is not Action.CONTINUE:
                 return action
         return Action.CONTINUE

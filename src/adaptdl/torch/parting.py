@@ -35,7 +35,7 @@ def _part(session: ElasticSession, loop: Loop, micro: Micro | None) -> None:
     if session.exchange.launched and micro is not None:
         loop.training, loop.steady_since = True, None
         if session.num_replicas > 1:  # the others may have to do something at its end
-            session.end_step(loop, micro.batch_size, lambda: loop.loader.is_over(loop))
+            session.end_step(loop, micro.batch_size)
         elif not session.take_exchange().num_left:
             session.count(loop, micro.batch_size, time.monotonic())
     if session.num_replicas == 1:

@@ -657,21 +657,20 @@ class ElasticSession:
                 self.num_skipped_steps,
             )
 
-    def boundary(self, loop: Loop, *, batch_size: int, is_over: Callable[[], bool]) -> Action:
+    def boundary(self, loop: Loop, *, batch_size: int) -> Action:
         """After a step, or a batch of a loop without steps.
 
         Args:
             batch_size: samples of the step.
-            is_over: whether the loop ends here anyway, given the progress made.
         """
         try:
             self.sound_group()
-            return self.end_step(loop, batch_size, is_over)
+            return self.end_step(loop, batch_size)
         except GroupBroken as error:
             recover(self, error)
             return Action.REPARTITION if self.joined else Action.STOP
 
-    def end_step(self, loop: Loop, batch_size: int, is_over: Callable[[], bool]) -> Action:
+    def end_step(self, loop: Loop, batch_size: int) -> Action:
         """As `boundary`. Raises GroupBroken."""
         now = time.monotonic()
         assert self.exchange is not None
@@ -694,7 +693,7 @@ class ElasticSession:
             drop_passed_plan(self)
             if now - self.updated_at > self.share_of_age_s(_SHORTEST_UPDATE_S, _LONGEST_UPDATE_S, now):
                 send_update(self)
-        if is_over():
+        if loop.loader.is_over(loop):
             return Action.OVER
         if self.num_replicas == 1:
             attention = wants_attention(self) or self.mailbox.interrupted
