@@ -54,13 +54,13 @@ class _Sum:
 
     buffer: torch.Tensor
     is_last: bool
-    work: dist.Work | None
-    """None: the step exchange carries it."""
-    launched_at: float
     sample: _Sample | None
     moments: SecondMoments | None
     gradients: Sequence[torch.Tensor]
     """In the buffer; empty if their norms are not to be taken under second moments."""
+    launched_at: float = field(default_factory=time.monotonic)
+    work: dist.Work | None = None
+    """None: the step exchange carries it."""
 
 
 class GradientReducer:
@@ -170,7 +170,7 @@ class GradientReducer:
         if weight != 1.0:
             buffer.mul_(weight)
         if self._group.num_replicas > 1:
-            self._launch(buffer, bucket.index(), is_last, sample, moments, gradients)
+            self._launch(_Sum(buffer, is_last, sample, moments, gradients), bucket.index())
         elif sample is not None:
             sample.telling.append(sample.local[-1] if sample.measures and moments is None else _sqr(buffer))
             if is_last and sample.parts is not None:
@@ -194,23 +194,13 @@ class GradientReducer:
         and has sent zeros with the exchange."""
         return _done(bucket.buffer())
 
-    def _launch(
-        self,
-        buffer: torch.Tensor,
-        index: int,
-        is_last: bool,
-        sample: _Sample | None,
-        moments: SecondMoments | None,
-        gradients: Sequence[torch.Tensor],
-    ) -> None:
-        """Begins to sum `buffer` over the replicas, in place; `_await_sums` ends it."""
-        launched_at = time.monotonic()
-        work = None
+    def _launch(self, sum_: _Sum, index: int) -> None:
+        """Begins to sum the bucket of this index over the replicas, in place; `_await_sums` ends it."""
         try:
             if index == 0 and self._exchange.awaits_gradients:
-                self._exchange.carry(buffer)
+                self._exchange.carry(sum_.buffer)
             else:
-                work = self._group.all_reduce_async(buffer)
+                sum_.work = self._group.all_reduce_async(sum_.buffer)
         except GroupBroken as error:
             self._on_failure(error)
             return
@@ -218,7 +208,7 @@ class GradientReducer:
             torch.autograd.Variable._execution_engine.queue_callback(
                 self._await_sums
             )  # before DistributedDataParallel's own
-        self._sums.append(_Sum(buffer, is_last, work, launched_at, sample, moments, gradients))
+        self._sums.append(sum_)
 
     def _await_sums(self) -> None:
         """At the end of a backward pass: what was launched in it is summed, in the order of the buckets."""
