@@ -176,14 +176,6 @@ def check_results(results: list[dict[str, Any]], expected: list[dict[str, Any]])
     assert times == sorted(times)
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
-        time.sleep(0.05)
-    return value
-
-
 def wait_until_empty(look: Callable[[], Any], what: str, timeout_s: float = 30.0) -> None:
     """Waits until `look` finds nothing; says what it has found last if it does not come to that."""
     deadline = time.monotonic() + timeout_s

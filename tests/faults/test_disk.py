@@ -28,8 +28,8 @@ from tests.faults.experiments import (
     states_of,
     undisturbed,
     vault_of,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("nothing_is_left")]
 

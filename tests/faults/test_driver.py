@@ -22,8 +22,8 @@ from tests.faults.experiments import (
     living_actors,
     living_groups,
     undisturbed,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

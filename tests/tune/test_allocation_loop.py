@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from adaptdl.runtime import ElasticConfig, JobStatus, Phase
 from adaptdl.runtime.allocator import Allocator
 from adaptdl.runtime.placement import prefix_of, sweep
 from adaptdl.tune.allocation_loop import AllocationLoop, Arrived, Seen
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -73,13 +73,6 @@ def reserve(trial_id: str) -> PlacementGroup:
 
 def living() -> set[str]:
     return {group["name"].split("/")[2] for group in placement_group_table().values() if group["state"] != "REMOVED"}
-
-
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
-        time.sleep(0.05)
 
 
 def test_another_experiment_of_the_same_name_keeps_its_reservations_and_they_count_as_used() -> None:

@@ -31,6 +31,7 @@ from adaptdl.runtime.news import COLUMNS
 from adaptdl.tune import AdaptDLScheduler, DistributedTrainableCreator
 from tests.runtime.functions import linear_regression, without_data_loop
 from tests.tune.functions import misbehaving, with_checkpoints
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -58,13 +59,6 @@ def nothing_is_left(ray_address: str) -> Iterator[None]:
 def living_actors() -> list[str]:
     actors = ray._private.state.actors().values()
     return [actor["ActorClassName"] for actor in actors if actor["State"] == "ALIVE"]
-
-
-def wait_until(condition: Any, what: str, timeout_s: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
-        time.sleep(0.1)
 
 
 def run(trainable: Any, tmp_path: Path, scheduler: TrialScheduler | None = None, **more: Any) -> Any:

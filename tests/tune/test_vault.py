@@ -13,9 +13,8 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
@@ -23,6 +22,7 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from adaptdl.errors import SnapshotError
 from adaptdl.tune.checkpoint import Descent, Record, SavedTrial
 from adaptdl.tune.vault import Found, Vault, VaultPlace
+from tests.waiting import wait_until
 
 
 def state(ordinal: int, size: int = 1000) -> SavedTrial:
@@ -54,13 +54,6 @@ def loaded(found: Found) -> SavedTrial | str:
         return found.load()
     except SnapshotError as error:
         return str(error)
-
-
-def wait_until(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, f"waited 10 s for {what}"
-        time.sleep(0.01)
 
 
 def test_the_newest_two_are_kept_and_read_back(place: VaultPlace, vault: Vault) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import socket
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -10,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray._private.state import available_resources_per_node, state
+from ray._private.state import available_resources_per_node, state, total_resources_per_node
 
 from adaptdl.policy import Node
-from adaptdl.runtime.placement import reserved_resources
+from adaptdl.runtime.placement import name_of
 
 __all__ = ["ClusterView", "capacity", "default_resources_per_replica", "holds"]
 
@@ -24,6 +25,9 @@ reserved, so that a single look may show our own coming and going as somebody el
 
 _ANSWER_TIMEOUT_S = 0.5
 """A node of the cluster that does not take a connection in this time is as good as gone."""
+
+_RESERVED = re.compile(r"(?P<name>.+)_group_(?P<group_id>[0-9a-f]+)")
+"""What Ray calls that part of a node's resource which a placement group has reserved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +45,13 @@ class ClusterView:
 
     prefixes: Collection[str] = ()
     _looks: deque[_Look] = field(default_factory=lambda: deque(maxlen=_NUM_LOOKS))
+    _names: dict[str, str] = field(default_factory=dict)
+    """Of the placement groups that were there at the last look."""
 
     def look(self, suspects: Collection[str] = ()) -> list[Node]:
         """The nodes that are alive, each with what it has for us: everything but what others use. Ray takes 15 s to see
         that a node is gone; `suspects` are asked whether they are there."""
-        newest = _look(self.prefixes, suspects)
+        newest = self._look(suspects)
         self._looks.append(newest)
         return [
             Node(
@@ -55,6 +61,50 @@ class ClusterView:
             )
             for node_id, total in sorted(newest.total.items())
         ]
+
+    def _look(self, suspects: Collection[str]) -> _Look:
+        total = {
+            node["NodeID"]: {
+                name: amount
+                for name, amount in node["Resources"].items()
+                if not name.startswith(("node:", "object_store_memory")) and "_group_" not in name
+            }
+            for node in ray.nodes()
+            if node["Alive"] and (node["NodeID"] not in suspects or _answers(node))
+        }
+        available, ours = available_resources_per_node(), self._ours()
+        used: dict[str, dict[str, float]] = {}
+        for node_id, resources in total.items():
+            free = available.get(node_id)
+            if free is None:
+                continue
+            mine = ours.get(node_id, {})
+            used[node_id] = {
+                name: max(0.0, amount - free.get(name, 0.0) - mine.get(name, 0.0)) for name, amount in resources.items()
+            }
+        return _Look(total=total, used_by_others=used, draining=frozenset(state.get_draining_nodes()))
+
+    def _ours(self) -> dict[str, dict[str, float]]:
+        """What our reservations hold on each node, by what the nodes say. Ray's own table of placement groups tells as much, but
+        it keeps those that are gone, and grows with every one that ever was."""
+        prefixes, names_before = tuple(self.prefixes), self._names
+        self._names = {}
+        ours: dict[str, dict[str, float]] = {}
+        if not prefixes:
+            return ours
+        for node_id, resources in total_resources_per_node().items():
+            for resource, amount in resources.items():
+                found = _RESERVED.fullmatch(resource)
+                if found is None:
+                    continue
+                group_id = found["group_id"]
+                if group_id not in self._names:
+                    known = names_before.get(group_id)
+                    self._names[group_id] = name_of(group_id) if known is None else known
+                if self._names[group_id].startswith(prefixes):
+                    on_node = ours.setdefault(node_id, {})
+                    on_node[found["name"]] = on_node.get(found["name"], 0.0) + amount
+        return ours
 
     @property
     def whole(self) -> list[Node]:
@@ -69,30 +119,6 @@ class ClusterView:
 
     def _used(self, node_id: str, name: str) -> float:
         return min(look.used_by_others.get(node_id, {}).get(name, 0.0) for look in self._looks)
-
-
-def _look(prefixes: Collection[str], suspects: Collection[str]) -> _Look:
-    total = {
-        node["NodeID"]: {
-            name: amount
-            for name, amount in node["Resources"].items()
-            if not name.startswith(("node:", "object_store_memory")) and "_group_" not in name
-        }
-        for node in ray.nodes()
-        if node["Alive"] and (node["NodeID"] not in suspects or _answers(node))
-    }
-    available = available_resources_per_node()
-    ours = reserved_resources(prefixes)
-    used: dict[str, dict[str, float]] = {}
-    for node_id, resources in total.items():
-        free = available.get(node_id)
-        if free is None:
-            continue
-        mine = ours.get(node_id, {})
-        used[node_id] = {
-            name: max(0.0, amount - free.get(name, 0.0) - mine.get(name, 0.0)) for name, amount in resources.items()
-        }
-    return _Look(total=total, used_by_others=used, draining=frozenset(state.get_draining_nodes()))
 
 
 def _answers(node: Mapping[str, Any]) -> bool:

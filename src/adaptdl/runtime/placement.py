@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from adaptdl.runtime.waiting import within
 
-__all__ = ["Reservation", "Reservations", "actor_options", "prefix_of", "reserved_resources", "runs_beside", "sweep"]
+__all__ = ["Reservation", "Reservations", "actor_options", "name_of", "prefix_of", "runs_beside", "sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,38 +131,30 @@ def actor_options(reservation: Reservation) -> dict[str, Any]:
     return options
 
 
-def _living(prefixes: Iterable[str]) -> list[dict[str, Any]]:
-    begins = tuple(prefixes)
-    return [
-        entry
-        for entry in placement_group_table().values()
-        if entry["name"].startswith(begins) and entry["state"] != "REMOVED"
-    ]
-
-
-def reserved_resources(prefixes: Iterable[str]) -> dict[str, dict[str, float]]:
-    """What the reservations whose names start with one of `prefixes` hold on each node."""
-    held: dict[str, dict[str, float]] = {}
-    for entry in _living(prefixes):
-        if entry["state"] != "CREATED":
-            continue
-        for index, node_id in entry["bundles_to_node_id"].items():
-            on_node = held.setdefault(node_id, {})
-            for name, amount in entry["bundles"][index].items():
-                on_node[name] = on_node.get(name, 0.0) + amount
-    return held
+def name_of(group_id: str) -> str:
+    """Of a placement group, whoever made it; empty if it was given none or is not known."""
+    found: str = placement_group_table(_group(group_id)).get("name", "")
+    return found
 
 
 def sweep(*prefixes: str) -> int:
     """Removes every reservation whose name starts with one of `prefixes`, whoever made it; says how many."""
     if not ray.is_initialized():
         return 0
-    left = _living(prefixes)
+    left = [
+        entry
+        for entry in placement_group_table().values()
+        if entry["name"].startswith(prefixes) and entry["state"] != "REMOVED"
+    ]
     for entry in left:
-        _remove(PlacementGroup(PlacementGroupID(bytes.fromhex(entry["placement_group_id"]))))
+        _remove(_group(entry["placement_group_id"]))
     if left:
         logger.debug("swept %d reservations: %s", len(left), [entry["name"] for entry in left])
     return len(left)
+
+
+def _group(group_id: str) -> PlacementGroup:
+    return PlacementGroup(PlacementGroupID(bytes.fromhex(group_id)))
 
 
 def _remove(group: PlacementGroup) -> None:
