@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from adaptdl.goodput import BatchSizeBounds, GradParams, JobReport, PerfParams
-from adaptdl.policy import FairSharePolicy, Node, OptimalPolicy, Policy
+from adaptdl.policy import Decision, FairSharePolicy, Job, Node, OptimalPolicy, Policy
 from adaptdl.runtime import ElasticConfig, JobStatus, Phase
 from adaptdl.runtime.allocator import Allocator, Change
 
@@ -147,6 +147,34 @@ def test_a_job_leaves_a_draining_node() -> None:
     (change,) = allocator.step(draining)
     assert dict(change.after) == {"b": 1}
     assert "draining" in change.reason
+
+
+class Moody(FairSharePolicy):
+    """Fails when it is told to."""
+
+    fails = False
+
+    def allocate(
+        self, nodes: Sequence[Node], jobs: Sequence[Job], current: Mapping[str, Mapping[str, int]]
+    ) -> Decision:
+        if self.fails:
+            raise ArithmeticError("I cannot divide")
+        return super().allocate(nodes, jobs, current)
+
+
+def test_what_was_to_change_when_the_policy_failed_is_decided_again() -> None:
+    """A job has no place any more, another one could get it, and the policy fails in between."""
+    policy = Moody()
+    allocator, _ = make(policy)
+    allocator.add_job("wide", dataclasses.replace(CPU, min_replicas=3))
+    allocator.step(nodes(a=3))
+    allocator.update("wide", status({"a": 3}, scaling_report(3)))
+    allocator.add_job("narrow", CPU)
+    policy.fails = True
+    with pytest.raises(ArithmeticError):
+        allocator.step(nodes(b=2))
+    policy.fails = False
+    assert by_job(allocator.step(nodes(b=2))) == {"wide": {}, "narrow": {"b": 1}}
 
 
 def test_nothing_is_due_until_something_happens_or_the_interval_has_passed() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from adaptdl.goodput import JobReport
@@ -137,11 +137,23 @@ class Allocator:
                 entry.elastic = replace(entry.elastic, resources_per_replica=default_resources_per_replica(nodes))
         self._nodes_seen = self._what_matters(nodes)
         jobs = [job for job_id, entry in self._entries.items() if (job := self._job(job_id, entry, nodes)) is not None]
-        changes = self._pauses(nodes)
-        if not jobs or not nodes:
-            return changes
-        current = {job_id: dict(entry.allocation) for job_id, entry in self._entries.items() if entry.allocation}
+        pauses = self._pauses(nodes)
+        changes = list(pauses)
+        if jobs and nodes:
+            changes += self._divide(nodes, jobs, paused={change.job_id for change in pauses})
+        for change in changes:
+            self._entries[change.job_id].allocation = dict(change.after)
+        return sorted(changes, key=lambda change: change.growth)
+
+    def _divide(self, nodes: Sequence[Node], jobs: Sequence[Job], paused: Collection[str]) -> list[Change]:
+        """What the policy wants to be changed."""
+        current = {
+            job_id: dict(entry.allocation)
+            for job_id, entry in self._entries.items()
+            if entry.allocation and job_id not in paused
+        }
         decision = self._policy.allocate(nodes, jobs, current)
+        changes = []
         for job in jobs:
             entry = self._entries[job.job_id]
             after = {node_id: number for node_id, number in decision.allocations[job.job_id].items() if number > 0}
@@ -156,8 +168,7 @@ class Allocator:
                     reason=_reason(job, entry, after, nodes),
                 )
             )
-            entry.allocation = after
-        return sorted(changes, key=lambda change: change.growth)
+        return changes
 
     def infeasible(self, nodes: Sequence[Node]) -> dict[str, str]:
         """Jobs that could not run even if they were alone on these nodes: `job_id` → what to change."""
@@ -195,7 +206,6 @@ class Allocator:
                 changes.append(
                     Change(job_id=job_id, before=dict(entry.allocation), after={}, elastic=entry.elastic, reason=reason)
                 )
-                entry.allocation = {}
         return changes
 
     def _what_matters(self, nodes: Sequence[Node]) -> list[tuple[str, bool, dict[str, float]]]:
