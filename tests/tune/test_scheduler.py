@@ -15,7 +15,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from adaptdl.errors import UsageError
 from adaptdl.policy import OptimalPolicy
 from adaptdl.runtime import ElasticConfig
-from adaptdl.tune import AdaptDLScheduler
+from adaptdl.tune import AdaptDLScheduler, DistributedTrainableCreator
 from adaptdl.tune.admission import Admission
 from adaptdl.tune.allocation_loop import Seen
 from adaptdl.tune.scheduler import _AtTheEnd, _Experiment, _Tracked
@@ -96,14 +96,18 @@ def trial(number: int) -> Any:
     return SimpleNamespace(trial_id=f"{number:05d}", status="PENDING", temporary_state=SimpleNamespace(ray_actor=None))
 
 
+CONTROLLER = SimpleNamespace(get_trials=list)
+
+
 def scheduler_with(trials: list[Any]) -> tuple[AdaptDLScheduler, SilentLoop]:
     scheduler, loop = AdaptDLScheduler(), SilentLoop()
     scheduler._experiment = _Experiment(
-        controller_id=0,
+        controller_id=id(CONTROLLER),
         name="experiment",
         loop=loop,  # type: ignore[arg-type]
         admission=Admission(None),
         elastic=ElasticConfig(),
+        resources_per_replica={"CPU": 1.0},
         tracked={trial.trial_id: _Tracked(trial=trial) for trial in trials},
     )
     return scheduler, loop
@@ -112,11 +116,10 @@ def scheduler_with(trials: list[Any]) -> tuple[AdaptDLScheduler, SilentLoop]:
 def test_it_costs_less_than_a_millisecond_to_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler, _ = scheduler_with([trial(number) for number in range(200)])
     monkeypatch.setattr("adaptdl.tune.scheduler._LOOK_INTERVAL_S", 0.0)
-    controller = SimpleNamespace(get_trials=list)
     times_s = []
     for _ in range(50):
         began = time.perf_counter()
-        scheduler.choose_trial_to_run(controller)
+        scheduler.choose_trial_to_run(CONTROLLER)
         times_s.append(time.perf_counter() - began)
     assert statistics.median(times_s) < 1e-3
 
@@ -140,6 +143,20 @@ def test_the_allocation_loop_hears_of_coordinators_that_come_and_go() -> None:
         Seen(trial_id="00001", coordinator="the actor", waits=False),  # type: ignore[arg-type]
         Seen(trial_id="00001", coordinator=None, waits=False),
     ]
+
+
+def test_a_trial_that_says_nothing_of_resources_gets_the_default_whatever_others_have() -> None:
+    def train(config: dict[str, Any]) -> None:
+        pass
+
+    scheduler, loop = scheduler_with([])
+    wide = DistributedTrainableCreator(train, resources_per_replica={"CPU": 3})
+    for number, trainable in enumerate([wide, DistributedTrainableCreator(train)]):
+        added = trial(number)
+        added.get_trainable_cls = lambda trainable=trainable: trainable
+        added.is_finished, added.trainable_name = (lambda: False), "train"
+        scheduler.on_trial_add(CONTROLLER, added)
+    assert [arrived.elastic.resources_per_replica for arrived in loop.told] == [{"CPU": 3}, {"CPU": 1.0}]
 
 
 def test_an_experiment_that_is_over_is_forgotten() -> None:

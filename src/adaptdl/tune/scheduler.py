@@ -63,6 +63,8 @@ class _Experiment:
     admission: Admission
     elastic: ElasticConfig
     """Of the trial that was added last; with resources."""
+    resources_per_replica: Mapping[str, float]
+    """Of trials for which nobody has said what a replica holds."""
     tracked: dict[str, _Tracked] = field(default_factory=dict)
     looked_at: float = 0.0
     num_replicas: dict[str, int] = field(default_factory=dict)
@@ -159,7 +161,7 @@ class AdaptDLScheduler(TrialScheduler):
         experiment = self._of(tune_controller, trial)
         elastic = self._make_elastic(trial)
         if elastic.resources_per_replica is None:
-            elastic = replace(elastic, resources_per_replica=experiment.elastic.resources_per_replica)
+            elastic = replace(elastic, resources_per_replica=experiment.resources_per_replica)
         self._base.on_trial_add(tune_controller, trial)
         if trial.is_finished():  # of an experiment that goes on
             return
@@ -234,14 +236,20 @@ class AdaptDLScheduler(TrialScheduler):
         name = trial.experiment_dir_name
         view = ClusterView()
         nodes = view.look()
-        elastic = self._elastic
-        if elastic.resources_per_replica is None:  # of all that is there: what is in use now may be free soon
-            elastic = replace(elastic, resources_per_replica=default_resources_per_replica(view.whole))
+        resources = self._elastic.resources_per_replica
+        if resources is None:  # of all that is there: what is in use now may be free soon
+            resources = default_resources_per_replica(view.whole)
+        elastic = replace(self._elastic, resources_per_replica=resources)
         admission = Admission(None if wants_all_trials(self._base) else controller.search_alg)
         admission.allow(_num_trials(nodes, elastic))
         loop = AllocationLoop(experiment=name, allocator=Allocator(self._policy, interval_s=self._interval_s))
         experiment = self._experiment = _Experiment(
-            controller_id=id(controller), name=name, loop=loop, admission=admission, elastic=elastic
+            controller_id=id(controller),
+            name=name,
+            loop=loop,
+            admission=admission,
+            elastic=elastic,
+            resources_per_replica=resources,
         )
         bookkeeper = Bookkeeper(functools.partial(state_written_at, controller))
         controller._callbacks._callbacks += [bookkeeper, _AtTheEnd(functools.partial(self._end, experiment))]
