@@ -11,16 +11,24 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 
 from adaptdl.runtime import placement
 from adaptdl.runtime.nodes import ClusterView
+from adaptdl.runtime.placement import sweep
 from tests.waiting import wait_until
 
 OURS = "adaptdl/experiment/trial/"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def a_cluster() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    yield
+    sweep("")
+    wait_until(sees(ClusterView(), 4), "all that was reserved to be free again")
 
 
 def reserve(name: str, cpus: float) -> PlacementGroup:
