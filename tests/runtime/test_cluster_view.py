@@ -19,7 +19,7 @@ OURS = "adaptdl/experiment/trial/"
 
 @pytest.fixture(scope="module", autouse=True)
 def a_cluster() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
