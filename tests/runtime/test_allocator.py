@@ -12,6 +12,7 @@ from adaptdl.goodput import BatchSizeBounds, GradParams, JobReport, PerfParams
 from adaptdl.policy import Decision, FairSharePolicy, Job, Node, OptimalPolicy, Policy
 from adaptdl.runtime import ElasticConfig, JobStatus, Phase
 from adaptdl.runtime.allocator import Allocator, Change
+from adaptdl.runtime.nodes import holds
 
 CPU = ElasticConfig(resources_per_replica={"CPU": 1})
 
@@ -221,3 +222,22 @@ def test_min_and_max_replicas_are_respected() -> None:
     assert sum(allocator.step(nodes(a=8))[0].after.values()) == 2
     allocator.update("one", status({"a": 2}, scaling_report(2)))
     assert sum(allocator.step(nodes(a=8))[0].after.values()) == 3
+
+
+def test_a_thousand_nodes_are_looked_at_once_for_all_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver asks several times a second what cannot run, and shares its interpreter with Tune."""
+    looked_at = []
+
+    def counted(node: Node, resources: Mapping[str, float]) -> int:
+        looked_at.append(node.node_id)
+        return holds(node, resources)
+
+    monkeypatch.setattr("adaptdl.runtime.nodes.holds", counted)
+    allocator, _ = make(FairSharePolicy())
+    for number in range(50):
+        allocator.add_job(str(number), CPU)
+    many = nodes(**{f"n{number}": 1 for number in range(1000)})
+    assert allocator.infeasible(many) == {}
+    assert len(looked_at) == 1000
+    allocator.step(many)
+    assert len(looked_at) == 2000

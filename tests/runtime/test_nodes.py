@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adaptdl.policy import Node
-from adaptdl.runtime.nodes import capacity, default_resources_per_replica, holds
+from adaptdl.runtime.nodes import Rooms, capacity, default_resources_per_replica, holds
 
 
 def node(draining: bool = False, **resources: float) -> Node:
@@ -35,3 +35,10 @@ def test_a_node_holds_what_its_scarcest_resource_allows() -> None:
 def test_a_draining_node_holds_nothing() -> None:
     assert holds(node(CPU=4, draining=True), {"CPU": 1}) == 0
     assert capacity([node(CPU=4, draining=True), node(CPU=3)], {"CPU": 1}) == 3
+
+
+def test_the_room_on_a_cluster_is_counted_by_what_a_replica_needs() -> None:
+    rooms = Rooms([node(CPU=4, GPU=2), node(CPU=3), node(CPU=1, draining=True)])
+    assert rooms.of({"CPU": 1}) == (7, 2)
+    assert rooms.of({"GPU": 1, "CPU": 1}) == (2, 1)
+    assert rooms.of({"CPU": 8}) == (0, 0)

@@ -18,7 +18,7 @@ from adaptdl.policy.demand import elastic_job
 from adaptdl.policy.kin import Kin
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.messages import JobStatus, Phase
-from adaptdl.runtime.nodes import capacity, default_resources_per_replica, holds
+from adaptdl.runtime.nodes import Rooms, default_resources_per_replica
 
 __all__ = ["Allocator", "Change"]
 
@@ -132,20 +132,28 @@ class Allocator:
         """The allocations to apply now, those that give something back first."""
         self._stepped_at = self._clock()
         self._something_happened = False
+        default = default_resources_per_replica(nodes)
         for entry in self._entries.values():
             if entry.elastic.resources_per_replica is None:
-                entry.elastic = replace(entry.elastic, resources_per_replica=default_resources_per_replica(nodes))
+                entry.elastic = replace(entry.elastic, resources_per_replica=default)
         self._nodes_seen = self._what_matters(nodes)
-        jobs = [job for job_id, entry in self._entries.items() if (job := self._job(job_id, entry, nodes)) is not None]
-        pauses = self._pauses(nodes)
+        rooms, alive = Rooms(nodes), frozenset(node.node_id for node in nodes if not node.draining)
+        jobs = [
+            job
+            for job_id, entry in self._entries.items()
+            if (job := self._job(job_id, entry, rooms, alive)) is not None
+        ]
+        pauses = self._pauses(rooms, alive)
         changes = list(pauses)
         if jobs and nodes:
-            changes += self._divide(nodes, jobs, paused={change.job_id for change in pauses})
+            changes += self._divide(nodes, jobs, alive, paused={change.job_id for change in pauses})
         for change in changes:
             self._entries[change.job_id].allocation = dict(change.after)
         return sorted(changes, key=lambda change: change.growth)
 
-    def _divide(self, nodes: Sequence[Node], jobs: Sequence[Job], paused: Collection[str]) -> list[Change]:
+    def _divide(
+        self, nodes: Sequence[Node], jobs: Sequence[Job], alive: frozenset[str], paused: Collection[str]
+    ) -> list[Change]:
         """What the policy wants to be changed."""
         current = {
             job_id: dict(entry.allocation)
@@ -165,17 +173,17 @@ class Allocator:
                     before=dict(entry.allocation),
                     after=after,
                     elastic=entry.elastic,
-                    reason=_reason(job, entry, after, nodes),
+                    reason=_reason(job, entry, after, alive),
                 )
             )
         return changes
 
     def infeasible(self, nodes: Sequence[Node]) -> dict[str, str]:
         """Jobs that could not run even if they were alone on these nodes: `job_id` → what to change."""
-        found = {}
+        found, rooms, default = {}, Rooms(nodes), default_resources_per_replica(nodes)
         for job_id, entry in self._entries.items():
-            resources = entry.elastic.resources_per_replica or default_resources_per_replica(nodes)
-            room = capacity(nodes, resources)
+            resources = entry.elastic.resources_per_replica or default
+            room = rooms.of(resources).num_replicas
             if room >= entry.elastic.min_replicas:
                 continue
             if room == 0:
@@ -193,14 +201,13 @@ class Allocator:
                 )
         return found
 
-    def _pauses(self, nodes: Sequence[Node]) -> list[Change]:
+    def _pauses(self, rooms: Rooms, alive: frozenset[str]) -> list[Change]:
         """Jobs that the nodes have no room for any more leave those that are draining, as long as they can."""
         changes = []
-        there = {node.node_id for node in nodes if not node.draining}
         for job_id, entry in self._entries.items():
             assert entry.elastic.resources_per_replica is not None
-            room = capacity(nodes, entry.elastic.resources_per_replica)
-            gone = set(entry.allocation) - there
+            room = rooms.of(entry.elastic.resources_per_replica).num_replicas
+            gone = set(entry.allocation) - alive
             if gone and room < entry.elastic.min_replicas:
                 reason = f"{len(gone)} of its nodes are lost or draining, and there is no room for it"
                 changes.append(
@@ -217,13 +224,12 @@ class Allocator:
 
     # -- jobs as the policy sees them -------------------------------------------------------------------------------
 
-    def _job(self, job_id: str, entry: _Entry, nodes: Sequence[Node]) -> Job | None:
+    def _job(self, job_id: str, entry: _Entry, rooms: Rooms, alive: frozenset[str]) -> Job | None:
         elastic = entry.elastic
         assert elastic.resources_per_replica is not None
-        room = capacity(nodes, elastic.resources_per_replica)
+        room, num_nodes = rooms.of(elastic.resources_per_replica)
         if room < elastic.min_replicas:
             return None
-        alive = {node.node_id for node in nodes if not node.draining}
         runs = entry.status is not None and entry.status.phase in (Phase.RUNNING, Phase.STARTING)
         return elastic_job(
             job_id,
@@ -231,7 +237,7 @@ class Allocator:
             resources=elastic.resources_per_replica,
             min_replicas=elastic.min_replicas,
             max_replicas=max(elastic.min_replicas, min(room, elastic.max_replicas or room)),
-            num_nodes=2 if sum(holds(node, elastic.resources_per_replica) > 0 for node in nodes) > 1 else 1,
+            num_nodes=min(2, max(1, num_nodes)),
             allocation=entry.allocation,
             pause_s=entry.pause_s,
             arrival=entry.arrival,
@@ -240,12 +246,12 @@ class Allocator:
         )
 
 
-def _reason(job: Job, entry: _Entry, after: Mapping[str, int], nodes: Sequence[Node]) -> str:
+def _reason(job: Job, entry: _Entry, after: Mapping[str, int], alive: frozenset[str]) -> str:
     before = entry.allocation
     k_before, k_after = sum(before.values()), sum(after.values())
     if not before:
         return "resumed" if entry.resumes or entry.report is not None else "start"
-    gone = set(before) - {node.node_id for node in nodes if not node.draining}
+    gone = set(before) - alive
     if gone:
         return f"{len(gone)} of its nodes are lost or draining"
     if not after:

@@ -8,7 +8,7 @@ import socket
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray._private.state import available_resources_per_node, state, total_resources_per_node
@@ -16,7 +16,7 @@ from ray._private.state import available_resources_per_node, state, total_resour
 from adaptdl.policy import Node
 from adaptdl.runtime.placement import name_of
 
-__all__ = ["ClusterView", "capacity", "default_resources_per_replica", "holds"]
+__all__ = ["ClusterView", "Room", "Rooms", "capacity", "default_resources_per_replica", "holds"]
 
 _NUM_LOOKS = 3
 """A use by others counts once it was seen in so many looks in a row: what a node has free lags behind what was
@@ -161,3 +161,26 @@ def holds(node: Node, resources_per_replica: Mapping[str, float]) -> int:
 def capacity(nodes: Sequence[Node], resources_per_replica: Mapping[str, float]) -> int:
     """How many replicas the nodes hold together."""
     return sum(holds(node, resources_per_replica) for node in nodes)
+
+
+class Room(NamedTuple):
+    """What a cluster holds of replicas that need the same."""
+
+    num_replicas: int
+    num_nodes: int
+    """Those that hold one of them, at least."""
+
+
+class Rooms:
+    """The room on a cluster, which is counted once for all jobs whose replicas need the same."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes = nodes
+        self._known: dict[frozenset[tuple[str, float]], Room] = {}
+
+    def of(self, resources_per_replica: Mapping[str, float]) -> Room:
+        key = frozenset(resources_per_replica.items())
+        if key not in self._known:
+            on_nodes = [holds(node, resources_per_replica) for node in self._nodes]
+            self._known[key] = Room(num_replicas=sum(on_nodes), num_nodes=sum(number > 0 for number in on_nodes))
+        return self._known[key]

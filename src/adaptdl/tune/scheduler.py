@@ -67,6 +67,9 @@ class _Experiment:
     """Of trials for which nobody has said what a replica holds."""
     tracked: dict[str, _Tracked] = field(default_factory=dict)
     looked_at: float = 0.0
+    nodes: Sequence[Node] = ()
+    """For which it was counted how many trials they hold; they are looked at anew each second."""
+    num_trials: int = 0
     num_replicas: dict[str, int] = field(default_factory=dict)
     goodput: dict[str, float] = field(default_factory=dict)
 
@@ -308,9 +311,11 @@ class AdaptDLScheduler(TrialScheduler):
             tracked_trial = experiment.tracked.get(trial_id)
             if tracked_trial is not None and tracked_trial.coordinator is not None:
                 self._show(experiment, tracked_trial, job_status)
-        if experiment.loop.nodes:
+        if nodes := experiment.loop.nodes:
+            if nodes is not experiment.nodes:
+                experiment.nodes, experiment.num_trials = nodes, _num_trials(nodes, experiment.elastic)
             num_paused = sum(tracked.trial.status == Trial.PAUSED for tracked in experiment.tracked.values())
-            experiment.admission.allow(_num_trials(experiment.loop.nodes, experiment.elastic), num_paused=num_paused)
+            experiment.admission.allow(experiment.num_trials, num_paused=num_paused)
 
     @staticmethod
     def _pass_on(experiment: _Experiment, tracked: _Tracked, coordinator: ActorHandle[Any] | None, status: str) -> None:
