@@ -41,7 +41,7 @@ class _Look:
 
 @dataclass
 class ClusterView:
-    """Looks at Ray's cluster from time to time; reservations whose name starts with one of `prefixes` are ours."""
+    """Looks at Ray's cluster from time to time; reservations whose name is one of `prefixes` and a token are ours."""
 
     prefixes: Collection[str] = ()
     _looks: deque[_Look] = field(default_factory=lambda: deque(maxlen=_NUM_LOOKS))
@@ -87,10 +87,9 @@ class ClusterView:
     def _ours(self) -> dict[str, dict[str, float]]:
         """What our reservations hold on each node, by what the nodes say. Ray's own table of placement groups tells as much, but
         it keeps those that are gone, and grows with every one that ever was."""
-        prefixes, names_before = tuple(self.prefixes), self._names
-        self._names = {}
+        names_before, self._names = self._names, {}
         ours: dict[str, dict[str, float]] = {}
-        if not prefixes:
+        if not self.prefixes:
             return ours
         for node_id, resources in total_resources_per_node().items():
             for resource, amount in resources.items():
@@ -101,7 +100,8 @@ class ClusterView:
                 if group_id not in self._names:
                     known = names_before.get(group_id)
                     self._names[group_id] = name_of(group_id) if known is None else known
-                if self._names[group_id].startswith(prefixes):
+                prefix, slash, _ = self._names[group_id].rpartition("/")
+                if prefix + slash in self.prefixes:
                     on_node = ours.setdefault(node_id, {})
                     on_node[found["name"]] = on_node.get(found["name"], 0.0) + amount
         return ours
