@@ -14,6 +14,8 @@ from adaptdl.runtime.nodes import ClusterView
 from adaptdl.runtime.placement import sweep
 from tests.waiting import wait_until
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
 OURS = "adaptdl/experiment/trial/"
 
 

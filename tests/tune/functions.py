@@ -64,3 +64,34 @@ def misbehaving() -> TrainingFunction:
                 tune.report({"score": 1.0})
 
     return train
+
+
+def together() -> TrainingFunction:
+    """Two epochs, between which it waits until all trials run.
+
+    Config: directory, num_trials.
+    """
+
+    def train(config: dict[str, Any]) -> None:
+        import time
+        from pathlib import Path
+
+        import torch
+        from ray import tune
+
+        import adaptdl.torch as adl
+
+        here = Path(config["directory"])
+        loader = adl.AdaptiveDataLoader(torch.utils.data.TensorDataset(torch.zeros(8)), batch_size=4)
+        for epoch in adl.remaining_epochs_until(2):
+            for _ in loader:
+                pass
+            (here / tune.get_context().get_trial_id()).touch()
+            deadline = time.monotonic() + 120
+            while len(list(here.iterdir())) < config["num_trials"]:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("waited 120 s for the other trials")
+                time.sleep(0.1)
+            tune.report({"epoch": epoch})
+
+    return train

@@ -32,6 +32,7 @@ from adaptdl.tune.scheduler import _AtTheEnd, _Experiment, _Tracked
         ({"elastic": {"min_replicas": 2}}, "`elastic` must be an ElasticConfig"),
         ({"policy": "optimal"}, "`policy` must be a policy, such as"),
         ({"policy": OptimalPolicy}, "`policy` must be a policy, such as"),
+        ({"wait_for_nodes_s": 0}, "`wait_for_nodes_s > 0` must hold, in seconds"),
         ({"kind_of": 3}, "`kind_of` must be a function that takes a trial"),
     ],
 )

@@ -24,6 +24,7 @@ from adaptdl.policy import Node
 from adaptdl.runtime.allocator import Allocator, Change
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.messages import JobStatus
+from adaptdl.runtime.node_demand import NodeDemand, Places
 from adaptdl.runtime.nodes import ClusterView
 from adaptdl.runtime.placement import prefix_of, sweep
 
@@ -38,7 +39,9 @@ _LOOK_INTERVAL_S = 1.0
 _ANSWER_WAIT_S = 0.1
 """How long answers of coordinators are waited for in one go; late ones are taken the next time."""
 _INFEASIBLE_AFTER_S = 3.0
-"""How long a trial may ask for more than the cluster has before it fails: nodes may be on their way."""
+"""How long a trial may ask for more than the cluster has before it fails, where nobody is to start nodes."""
+_ASK_AFTER_S = 1.0
+"""How long a trial has no room before nodes are asked for."""
 _ATTEMPTS, _ATTEMPT_INTERVAL_S = 5, 1.0
 """How often in a row a policy may fail before the trials that wait for it fail too, and how soon it is asked again."""
 _SWEEP_AFTER_S = (1.0, 10.0)
@@ -90,6 +93,8 @@ class _Trial:
     answers: list[Any] = field(default_factory=list)
     lost_on: frozenset[str] = frozenset()
     infeasible_since: float | None = None
+    waits_since: float | None = None
+    """For replicas."""
     failed: bool = False
 
 
@@ -99,14 +104,25 @@ class AllocationLoop:
     Args:
         experiment: its name, which the names of its reservations begin with.
         allocator: decides; used by the thread only, once it runs.
+        wait_for_nodes_s: the cluster scales itself: trials without room ask it for nodes, for so long at most if it could not
+            hold them even if it were empty. None: it does not.
         clock: monotonic seconds.
     """
 
-    def __init__(self, *, experiment: str, allocator: Allocator, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        experiment: str,
+        allocator: Allocator,
+        wait_for_nodes_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._experiment = experiment
+        self._infeasible_after_s = _INFEASIBLE_AFTER_S if wait_for_nodes_s is None else wait_for_nodes_s
+        self._demand = None if wait_for_nodes_s is None else NodeDemand(experiment)
         self._allocator = allocator
         self._clock = clock
-        self._prefixes: set[str] = set()
+        self._prefixes: set[str] = set() if self._demand is None else {self._demand.prefix}
         """Of the reservations of all trials that there ever were."""
         self._view = ClusterView(self._prefixes)
         self._inbox: queue.SimpleQueue[Arrived | Seen | Departed] = queue.SimpleQueue()
@@ -189,6 +205,7 @@ class AllocationLoop:
         if (again or self._allocator.is_due(self._nodes)) and not self._stopped.is_set():
             self._asked_at = now
             self._allocate()
+        self._ask_for_nodes(now)
         self._send()
 
     def _allocate(self) -> None:
@@ -219,6 +236,21 @@ class AllocationLoop:
                 trial.coordinator.fail.remote(
                     f"the policy must answer, but it failed {len(self._policy_failures)} times in a row:\n{trace}"
                 )
+
+    def _ask_for_nodes(self, now: float) -> None:
+        """For all that have no room, once the policy has seen the nodes that are there."""
+        if self._demand is None:
+            return
+        without_room = {}
+        for trial_id, trial in self._trials.items():
+            waits = trial.in_allocator and not trial.failed and (trial.wish is None or not trial.wish.after)
+            trial.waits_since = (trial.waits_since or now) if waits else None
+            if trial.waits_since is not None and now - trial.waits_since >= _ASK_AFTER_S:
+                assert trial.elastic.resources_per_replica is not None
+                without_room[trial_id] = Places(
+                    resources_per_replica=trial.elastic.resources_per_replica, num_replicas=trial.elastic.min_replicas
+                )
+        self._demand.ask(without_room, [node.node_id for node in self._nodes])
 
     def _suspects(self) -> frozenset[str]:
         """Nodes on which trials have lost replicas: those may be gone."""
@@ -313,7 +345,7 @@ class AllocationLoop:
                 continue
             if trial.infeasible_since is None:
                 trial.infeasible_since = now
-            late = now - trial.infeasible_since >= _INFEASIBLE_AFTER_S
+            late = now - trial.infeasible_since >= self._infeasible_after_s
             if late and not trial.failed and trial.coordinator is not None and not trial.wish:
                 trial.failed = True
                 trial.coordinator.fail.remote(infeasible[trial_id])

@@ -94,6 +94,9 @@ class AdaptDLScheduler(TrialScheduler):
         kind_of: gives the name of a trial's kind. How fast trials of one kind train on so many replicas is learnt from all of
             them, so name what makes them differ, for instance ``lambda trial: str(trial.config["num_layers"])``. None: all
             trials of one training function are of a kind; one that computes faster or slower than the others is noticed.
+        wait_for_nodes_s: for a cluster that scales itself: trials that have no room ask it for nodes. One that would have none
+            even if it were alone fails after so many seconds, > 0; a node should have started by then. Say
+            `resources_per_replica`, too, if the nodes with GPUs are not there yet. None: all nodes are there.
 
     Raises:
         UsageError: an argument is out of its bounds.
@@ -110,14 +113,19 @@ class AdaptDLScheduler(TrialScheduler):
         max_replicas: int | None = None,
         elastic: ElasticConfig | None = None,
         kind_of: Callable[[Trial], str] | None = None,
+        wait_for_nodes_s: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if base_scheduler is not None and not isinstance(base_scheduler, TrialScheduler):
             raise UsageError(f"`base_scheduler` must be one of Tune's schedulers, but got {base_scheduler!r}")
         if isinstance(base_scheduler, AdaptDLScheduler):
             raise UsageError("`base_scheduler` must not be an AdaptDLScheduler itself")
-        if isinstance(interval_s, bool) or not isinstance(interval_s, (int, float)) or not interval_s > 0:
+        if not _is_positive(interval_s):
             raise UsageError(f"`interval_s > 0` must hold, in seconds, but got (interval_s={interval_s!r})")
+        if wait_for_nodes_s is not None and not _is_positive(wait_for_nodes_s):
+            raise UsageError(
+                f"`wait_for_nodes_s > 0` must hold, in seconds, but got (wait_for_nodes_s={wait_for_nodes_s!r})"
+            )
         if policy is not None and (isinstance(policy, type) or not callable(getattr(policy, "allocate", None))):
             raise UsageError(f"`policy` must be a policy, such as OptimalPolicy(), but got {policy!r}")
         if kind_of is not None and not callable(kind_of):
@@ -126,6 +134,7 @@ class AdaptDLScheduler(TrialScheduler):
         self._policy = OptimalPolicy() if policy is None else policy
         self._interval_s = float(interval_s)
         self._kind_of = kind_of or _name_of_trainable
+        self._wait_for_nodes_s = wait_for_nodes_s
         self._elastic = elastic_config(
             elastic, resources_per_replica=resources_per_replica, min_replicas=min_replicas, max_replicas=max_replicas
         )
@@ -244,8 +253,12 @@ class AdaptDLScheduler(TrialScheduler):
             resources = default_resources_per_replica(view.whole)
         elastic = replace(self._elastic, resources_per_replica=resources)
         admission = Admission(None if wants_all_trials(self._base) else controller.search_alg)
-        admission.allow(_num_trials(nodes, elastic))
-        loop = AllocationLoop(experiment=name, allocator=Allocator(self._policy, interval_s=self._interval_s))
+        admission.allow(self._num_trials(nodes, elastic))
+        loop = AllocationLoop(
+            experiment=name,
+            allocator=Allocator(self._policy, interval_s=self._interval_s),
+            wait_for_nodes_s=self._wait_for_nodes_s,
+        )
         experiment = self._experiment = _Experiment(
             controller_id=id(controller),
             name=name,
@@ -313,9 +326,15 @@ class AdaptDLScheduler(TrialScheduler):
                 self._show(experiment, tracked_trial, job_status)
         if nodes := experiment.loop.nodes:
             if nodes is not experiment.nodes:
-                experiment.nodes, experiment.num_trials = nodes, _num_trials(nodes, experiment.elastic)
+                experiment.nodes, experiment.num_trials = nodes, self._num_trials(nodes, experiment.elastic)
             num_paused = sum(tracked.trial.status == Trial.PAUSED for tracked in experiment.tracked.values())
             experiment.admission.allow(experiment.num_trials, num_paused=num_paused)
+
+    def _num_trials(self, nodes: Sequence[Node], elastic: ElasticConfig) -> int:
+        """As many trials as the cluster can run at once; and as many again that ask for more nodes, if it scales itself."""
+        assert elastic.resources_per_replica is not None
+        there = max(1, capacity(nodes, elastic.resources_per_replica) // elastic.min_replicas)
+        return there if self._wait_for_nodes_s is None else 2 * there
 
     @staticmethod
     def _pass_on(experiment: _Experiment, tracked: _Tracked, coordinator: ActorHandle[Any] | None, status: str) -> None:
@@ -351,10 +370,8 @@ class AdaptDLScheduler(TrialScheduler):
         trial.invalidate_json_state()
 
 
-def _num_trials(nodes: Sequence[Node], elastic: ElasticConfig) -> int:
-    """As many trials as the cluster can run at once."""
-    assert elastic.resources_per_replica is not None
-    return max(1, capacity(nodes, elastic.resources_per_replica) // elastic.min_replicas)
+def _is_positive(seconds: object) -> bool:
+    return isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and seconds > 0
 
 
 class _AtTheEnd(Callback):

@@ -1,0 +1,59 @@
+"""What is asked of a cluster that scales itself, without one: the test starts the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group_table
+
+from adaptdl.runtime.node_demand import NodeDemand, Places
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ONE_CPU = Places(resources_per_replica={"CPU": 1}, num_replicas=1)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def asked(demand: NodeDemand) -> dict[str, str]:
+    """Names and states of its placement groups."""
+    entries = placement_group_table().values()
+    return {
+        entry["name"]: entry["state"]
+        for entry in entries
+        if entry["name"].startswith(demand.prefix) and entry["state"] != "REMOVED"
+    }
+
+
+def test_only_new_nodes_hold_what_is_asked_for_until_the_job_has_room(cluster: Cluster) -> None:
+    demand = NodeDemand("experiment")
+    head = cluster.head_node.node_id
+    demand.ask({"job": ONE_CPU, "another": ONE_CPU}, [head])
+    demand.ask({"job": ONE_CPU}, [head])
+    wait_until(lambda: len(asked(demand)) == 1, "what the other had asked for to be gone")
+    (first,) = asked(demand)
+    new = cluster.add_node(num_cpus=1).node_id
+    wait_until(lambda: asked(demand) == {first: "CREATED"}, "the new node to hold it, and not the head")
+
+    demand.ask({"job": ONE_CPU}, [head])
+    assert asked(demand) == {first: "CREATED"}, "the policy has not seen the new node"
+    demand.ask({"job": ONE_CPU}, [head, new])
+    wait_until(lambda: len(asked(demand)) == 1, "the first to be gone")
+    assert list(asked(demand)) != [first], "the policy has given the node to somebody else"
+    cluster.add_node(num_cpus=1)
+    wait_until(lambda: list(asked(demand).values()) == ["CREATED"], "another node to hold it")
+    demand.ask({}, [head, new])
+    wait_until(lambda: not asked(demand), "nothing to be asked for")
