@@ -21,7 +21,11 @@ OURS = "adaptdl/experiment/trial/"
 
 @pytest.fixture(scope="module", autouse=True)
 def a_cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    resources = {
+        "team_group_ab": 2.0,
+        "worker_group_1": 1.0,
+    }  # of the user's; Ray names what is reserved in a similar way
+    ray.init(address="local", num_cpus=4, resources=resources, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -37,6 +41,11 @@ def reserve(name: str, cpus: float) -> PlacementGroup:
     group = placement_group([{"CPU": cpus}], name=name)
     ray.get(group.ready(), timeout=30)
     return group
+
+
+def test_resources_of_the_users_may_have_any_name() -> None:
+    (node,) = ClusterView([OURS]).look()
+    assert (node.resources["team_group_ab"], node.resources["worker_group_1"]) == (2, 1)
 
 
 def cpus_for_us(view: ClusterView) -> float:

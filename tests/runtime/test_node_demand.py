@@ -10,6 +10,7 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
 from adaptdl.runtime.node_demand import NodeDemand, Places
+from adaptdl.runtime.placement import sweep
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ONE_CPU = Places(resources_per_replica={"CPU": 1}, num_replicas=1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
@@ -48,12 +49,25 @@ def test_only_new_nodes_hold_what_is_asked_for_until_the_job_has_room(cluster: C
     new = cluster.add_node(num_cpus=1).node_id
     wait_until(lambda: asked(demand) == {first: "CREATED"}, "the new node to hold it, and not the head")
 
-    demand.ask({"job": ONE_CPU}, [head])
+    demand.renew([head])
     assert asked(demand) == {first: "CREATED"}, "the policy has not seen the new node"
+    demand.renew([head, new])
     demand.ask({"job": ONE_CPU}, [head, new])
     wait_until(lambda: len(asked(demand)) == 1, "the first to be gone")
     assert list(asked(demand)) != [first], "the policy has given the node to somebody else"
     cluster.add_node(num_cpus=1)
     wait_until(lambda: list(asked(demand).values()) == ["CREATED"], "another node to hold it")
-    demand.ask({}, [head, new])
+    demand.close()
     wait_until(lambda: not asked(demand), "nothing to be asked for")
+
+
+def test_what_somebody_else_has_removed_is_asked_for_again(cluster: Cluster) -> None:
+    demand, another = NodeDemand("experiment"), NodeDemand("experiment")
+    demand.ask({"job": ONE_CPU}, [cluster.head_node.node_id])
+    sweep(another.prefix)
+    assert len(asked(demand)) == 1
+    sweep(demand.prefix)
+    wait_until(lambda: not asked(demand), "it to be removed")
+    demand.renew([cluster.head_node.node_id])
+    demand.ask({"job": ONE_CPU}, [cluster.head_node.node_id])
+    assert len(asked(demand)) == 1

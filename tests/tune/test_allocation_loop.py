@@ -13,7 +13,7 @@ from adaptdl.policy import Allocation, Decision, Job, Node, OptimalPolicy
 from adaptdl.runtime import ElasticConfig, JobStatus, Phase
 from adaptdl.runtime.allocator import Allocator
 from adaptdl.runtime.placement import prefix_of, sweep
-from adaptdl.tune.allocation_loop import AllocationLoop, Arrived, Seen
+from adaptdl.tune.allocation_loop import AllocationLoop, Arrived, Departed, Seen
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -103,3 +103,32 @@ def test_a_policy_that_keeps_failing_fails_the_trials_that_wait_for_it() -> None
     assert policy.num_calls >= 5
     assert "the policy must answer, but it failed 5 times in a row" in coordinator.errors[0]
     assert "ZeroDivisionError: no such share" in coordinator.errors[0]
+
+
+def test_a_cluster_that_scales_itself_is_asked_for_what_is_missing_as_long_as_it_is() -> None:
+    loop = AllocationLoop(
+        experiment="experiment", allocator=Allocator(OptimalPolicy(), interval_s=1.0), wait_for_nodes_s=60.0
+    )
+
+    def asked() -> list[list[dict[str, float]]]:
+        entries = placement_group_table().values()
+        living = [entry for entry in entries if entry["state"] != "REMOVED"]
+        return [
+            list(entry["bundles"].values()) for entry in living if entry["name"].startswith("adaptdl-nodes/experiment/")
+        ]
+
+    wide = ElasticConfig(resources_per_replica={"CPU": 1}, min_replicas=4)
+    loop.tell(Arrived(trial_id="narrow", elastic=ELASTIC, kind="k"), Arrived(trial_id="wide", elastic=wide, kind="k"))
+    loop.start()
+    try:
+        wait_until(asked, "the cluster to be asked")
+        assert asked() == [[{"CPU": 1.0}] * 3], "two CPUs are there, and one of them is another trial's"
+        loop.tell(Departed(trial_id="narrow"))
+        wait_until(lambda: asked() == [[{"CPU": 1.0}] * 2], "it to be asked for less")
+        loop.tell(Departed(trial_id="wide"))
+        wait_until(lambda: not asked(), "it to be asked for nothing")
+        loop.tell(Arrived(trial_id="wide", elastic=wide, kind="k"))
+        wait_until(asked, "the cluster to be asked")
+    finally:
+        loop.stop()
+    assert not asked()

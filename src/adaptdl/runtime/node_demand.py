@@ -6,7 +6,7 @@ there is a placement group that only new nodes can hold. It is never used: it is
 ::
 
     (has no room) --> ASKED: pending, excludes all nodes that are there
-    ASKED --the job has got room, or is gone--> (removed)
+    ASKED --the job has got room, needs another number, or is gone--> (removed; asked again)
     ASKED --new nodes hold it, the policy has seen them, and gave them to others--> (removed, asked again)
 
 While new nodes hold it, it holds what is about to be the job's: it is counted as ours, and removed before replicas are placed.
@@ -14,6 +14,7 @@ While new nodes hold it, it holds what is about to be the job's: it is counted a
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -23,11 +24,13 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 __all__ = ["NodeDemand", "Places"]
 
 _NODE_ID_LABEL = "ray.io/node-id"
+_MOST_JOBS = 32
+"""That ask at once: a placement group names all nodes, and is looked at by the autoscaler and by us each second."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """What a job needs to run at all."""
+    """What a job lacks to run at all."""
 
     resources_per_replica: Mapping[str, float]
     num_replicas: int
@@ -36,8 +39,6 @@ class Places:
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
     places: Places
-    nodes: frozenset[str]
-    """Those that were there."""
     group: PlacementGroup
 
 
@@ -45,36 +46,44 @@ class NodeDemand:
     """What one experiment asks for.
 
     Args:
-        experiment: its name.
+        experiment: its name. There may be others of this name.
     """
 
     def __init__(self, experiment: str) -> None:
-        self.prefix = f"adaptdl-nodes/{experiment}/"
+        self.prefix = f"adaptdl-nodes/{experiment}/{secrets.token_hex(4)}/"
         """How the names of its placement groups begin."""
         self._asked: dict[str, _Asked] = {}
 
-    def ask(self, without_room: Mapping[str, Places], nodes: Collection[str]) -> None:
-        """From now on asks for what the jobs need that have no room on `nodes`, and for nothing else.
+    def ask(self, lacking: Mapping[str, Places], nodes: Collection[str]) -> None:
+        """From now on asks for what these jobs lack, and for nothing else.
 
         Args:
-            without_room: job → what it needs.
-            nodes: the ids of those that are there, and were offered to the policy.
+            lacking: job → what it lacks.
+            nodes: the ids of those that are there.
         """
+        for job_id, asked in list(self._asked.items()):
+            if lacking.get(job_id) != asked.places:
+                self._drop(job_id)
+        there = sorted(nodes)
+        for job_id, places in itertools.islice(lacking.items(), _MOST_JOBS):
+            if job_id not in self._asked:
+                self._asked[job_id] = _Asked(places=places, group=self._group(places, there))
+
+    def renew(self, nodes: Collection[str]) -> None:
+        """After the policy has divided `nodes`: drops what did not help, so that it is asked for again on others."""
         there = frozenset(nodes)
         for job_id, asked in list(self._asked.items()):
-            if without_room.get(job_id) != asked.places or self._is_passed_over(asked, there):
+            entry = placement_group_table(asked.group)
+            held_by = entry.get("bundles_to_node_id", {}).values()
+            if entry.get("state") in (None, "REMOVED") or (entry["state"] == "CREATED" and there.issuperset(held_by)):
                 self._drop(job_id)
-        for job_id, places in without_room.items():
-            if job_id not in self._asked:
-                self._asked[job_id] = _Asked(places=places, nodes=there, group=self._group(places, there))
 
     def close(self) -> None:
         """Asks for nothing any more."""
-        for job_id in list(self._asked):
-            self._drop(job_id)
+        self.ask({}, [])
 
-    def _group(self, places: Places, nodes: frozenset[str]) -> PlacementGroup:
-        elsewhere = {_NODE_ID_LABEL: f"!in({','.join(sorted(nodes))})"} if nodes else {}
+    def _group(self, places: Places, nodes: Collection[str]) -> PlacementGroup:
+        elsewhere = {_NODE_ID_LABEL: f"!in({','.join(nodes)})"} if nodes else {}
         group: PlacementGroup = placement_group(
             [dict(places.resources_per_replica)] * places.num_replicas,
             name=self.prefix + secrets.token_hex(4),
@@ -82,13 +91,6 @@ class NodeDemand:
         )
         return group
 
-    @staticmethod
-    def _is_passed_over(asked: _Asked, nodes: frozenset[str]) -> bool:
-        """Whether nodes hold it that were offered to the policy, and the job still has no room."""
-        if nodes <= asked.nodes:
-            return False
-        entry = placement_group_table(asked.group)
-        return entry["state"] == "CREATED" and nodes.issuperset(entry["bundles_to_node_id"].values())
-
     def _drop(self, job_id: str) -> None:
-        remove_placement_group(self._asked.pop(job_id).group)
+        remove_placement_group(self._asked[job_id].group)
+        del self._asked[job_id]

@@ -26,8 +26,8 @@ reserved, so that a single look may show our own coming and going as somebody el
 _ANSWER_TIMEOUT_S = 0.5
 """A node of the cluster that does not take a connection in this time is as good as gone."""
 
-_RESERVED = re.compile(r"(?P<name>.+)_group_(?P<group_id>[0-9a-f]+)")
-"""What Ray calls that part of a node's resource which a placement group has reserved."""
+_RESERVED = re.compile(r"(?P<name>.+)_group_(?P<bundle>\d+_)?(?P<group_id>[0-9a-f]{36})")
+"""What Ray calls that part of a node's resource which a placement group has reserved: as a whole, and for each bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class ClusterView:
             node["NodeID"]: {
                 name: amount
                 for name, amount in node["Resources"].items()
-                if not name.startswith(("node:", "object_store_memory")) and "_group_" not in name
+                if not name.startswith(("node:", "object_store_memory")) and not _RESERVED.fullmatch(name)
             }
             for node in ray.nodes()
             if node["Alive"] and (node["NodeID"] not in suspects or _answers(node))
@@ -94,7 +94,7 @@ class ClusterView:
         for node_id, resources in total_resources_per_node().items():
             for resource, amount in resources.items():
                 found = _RESERVED.fullmatch(resource)
-                if found is None:
+                if found is None or found["bundle"] is not None:
                     continue
                 group_id = found["group_id"]
                 if group_id not in self._names:

@@ -25,7 +25,7 @@ from adaptdl.runtime.allocator import Allocator, Change
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.messages import JobStatus
 from adaptdl.runtime.node_demand import NodeDemand, Places
-from adaptdl.runtime.nodes import ClusterView
+from adaptdl.runtime.nodes import ClusterView, Rooms
 from adaptdl.runtime.placement import prefix_of, sweep
 
 __all__ = ["AllocationLoop", "Arrived", "Departed", "Seen"]
@@ -191,13 +191,17 @@ class AllocationLoop:
                     logger.exception("the allocation thread failed in one turn and goes on")
             self._wake.wait(_TICK_S)
             self._wake.clear()
+        if self._demand is not None and ray.is_initialized():
+            with contextlib.suppress(RayError, RuntimeError):  # the cluster is gone, or is about to be
+                self._demand.close()
 
     def _turn(self) -> None:
         while not self._inbox.empty():
             self._take(self._inbox.get())
         self._collect()
         now = self._clock()
-        if now - self._looked_at >= _LOOK_INTERVAL_S or not self._nodes:
+        looks = now - self._looked_at >= _LOOK_INTERVAL_S or not self._nodes
+        if looks:
             self._nodes, self._looked_at = self._view.look(self._suspects()), now
         self._sweep_the_departed(now)
         self._fail_the_infeasible(now)
@@ -205,7 +209,8 @@ class AllocationLoop:
         if (again or self._allocator.is_due(self._nodes)) and not self._stopped.is_set():
             self._asked_at = now
             self._allocate()
-        self._ask_for_nodes(now)
+        if self._demand is not None and not self._policy_failures and not self._stopped.is_set():
+            self._ask_for_nodes(self._demand, now, looks)
         self._send()
 
     def _allocate(self) -> None:
@@ -237,20 +242,36 @@ class AllocationLoop:
                     f"the policy must answer, but it failed {len(self._policy_failures)} times in a row:\n{trace}"
                 )
 
-    def _ask_for_nodes(self, now: float) -> None:
+    def _ask_for_nodes(self, demand: NodeDemand, now: float, looks: bool) -> None:
         """For all that have no room, once the policy has seen the nodes that are there."""
-        if self._demand is None:
-            return
-        without_room = {}
+        ids = [node.node_id for node in self._nodes]
+        try:
+            demand.ask(self._lacking(now), ids)
+            if looks:
+                demand.renew(ids)
+        except Exception:  # allocations are to be sent all the same
+            logger.warning("could not ask for nodes, and will try again", exc_info=True)
+
+    def _lacking(self, now: float) -> dict[str, Places]:
+        """What those trials lack that have waited for a while: the replicas they need at least, less what the nodes hold beside
+        those that run, if these were as small as they may be."""
+        rooms = Rooms(self._nodes)
+        waiting, num_running = {}, 0
         for trial_id, trial in self._trials.items():
-            waits = trial.in_allocator and not trial.failed and (trial.wish is None or not trial.wish.after)
+            runs = trial.wish is not None and bool(trial.wish.after)
+            num_running += trial.elastic.min_replicas if runs else 0
+            waits = trial.in_allocator and not trial.failed and not runs
             trial.waits_since = (trial.waits_since or now) if waits else None
             if trial.waits_since is not None and now - trial.waits_since >= _ASK_AFTER_S:
-                assert trial.elastic.resources_per_replica is not None
-                without_room[trial_id] = Places(
-                    resources_per_replica=trial.elastic.resources_per_replica, num_replicas=trial.elastic.min_replicas
-                )
-        self._demand.ask(without_room, [node.node_id for node in self._nodes])
+                waiting[trial_id] = trial.elastic
+        lacking = {}
+        for trial_id, elastic in waiting.items():
+            assert elastic.resources_per_replica is not None
+            spare = max(0, rooms.of(elastic.resources_per_replica).num_replicas - num_running)
+            lacking[trial_id] = Places(
+                resources_per_replica=elastic.resources_per_replica, num_replicas=max(1, elastic.min_replicas - spare)
+            )
+        return lacking
 
     def _suspects(self) -> frozenset[str]:
         """Nodes on which trials have lost replicas: those may be gone."""
@@ -289,8 +310,10 @@ class AllocationLoop:
             trial.wish = None
             self._allocator.remove_job(seen.trial_id)
         trial.in_allocator = needed
-        if another:  # what the one before has left behind would be in the way of this one, which has nothing yet
-            sweep(prefix_of(self._experiment, seen.trial_id))  # the last, as it may fail
+        if another:
+            trial.infeasible_since = None
+            # Last, as it may fail: what the one before has left behind would be in the way of this one, which has nothing yet.
+            sweep(prefix_of(self._experiment, seen.trial_id))
 
     def _collect(self) -> None:
         """Takes the coordinators' answers that are there, and asks again."""

@@ -177,7 +177,7 @@ class AdaptDLScheduler(TrialScheduler):
         self._base.on_trial_add(tune_controller, trial)
         if trial.is_finished():  # of an experiment that goes on
             return
-        experiment.elastic = elastic
+        experiment.elastic, experiment.nodes = elastic, ()
         experiment.tracked[trial.trial_id] = _Tracked(trial=trial)
         experiment.admission.count_living([trial.trial_id])
         experiment.loop.tell(Arrived(trial_id=trial.trial_id, elastic=elastic, kind=self._kind_of(trial)))
