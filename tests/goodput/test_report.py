@@ -4,8 +4,9 @@ import pickle
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from adaptdl.goodput import BatchSizeBounds, GradParams, JobReport, PerfParams
+from adaptdl.goodput import BatchSizeBounds, GoodputModel, GradParams, JobReport, PerfParams
 
 PERF = PerfParams(alpha_c=0.1, beta_c=0.01, alpha_n=0.3, beta_n=0.02, alpha_r=0.1, beta_r=0.01, gamma=2.0)
 GRAD = GradParams(grad_sqr=1.0, grad_var=20.0)
@@ -64,6 +65,22 @@ def test_speedups_are_relative_to_the_smallest_possible_number_of_replicas() -> 
     table = report(max_profiled_replicas=0).goodput_table(1, 4)
     assert np.count_nonzero(table) == 1
     assert report(bounds=None).speedup_table(0, 0).tolist() == [[0]]
+
+
+def test_what_is_not_credited_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a cluster of 10,000 devices it took a second for each job."""
+    widths = []
+
+    def noted(model: GoodputModel, max_nodes: int, max_replicas: int) -> NDArray[np.float64]:
+        widths.append(max_replicas)
+        return model.best_batch_size(np.arange(max_nodes + 1)[:, None], np.arange(max_replicas + 1)[None, :]).goodput
+
+    monkeypatch.setattr("adaptdl.goodput.report._goodput_table", noted)
+    table = report(max_profiled_replicas=2).goodput_table(2, 10_000)
+    assert (widths, table.shape) == ([8], (3, 10_001))
+    narrow = report(max_profiled_replicas=2).goodput_table(2, 8)
+    assert np.array_equal(table[:, :9], narrow)
+    assert not table[:, 9:].any()
 
 
 def test_without_gradient_statistics_a_larger_batch_is_not_credited() -> None:

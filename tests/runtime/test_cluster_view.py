@@ -21,10 +21,7 @@ OURS = "adaptdl/experiment/trial/"
 
 @pytest.fixture(scope="module", autouse=True)
 def a_cluster() -> Iterator[None]:
-    resources = {
-        "team_group_ab": 2.0,
-        "worker_group_1": 1.0,
-    }  # of the user's; Ray names what is reserved in a similar way
+    resources = {"team_group_ab": 2.0, "worker_group_1": 1.0}  # Ray names what is reserved in a similar way
     ray.init(address="local", num_cpus=4, resources=resources, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -55,15 +55,13 @@ class JobReport:
 
         In useful samples per second; without `perf_params`, in multiples of one replica's (perfect scaling). 0 where
         not 1 ≤ N ≤ K, where the bounds allow no batch size, and beyond what the job is credited with: CREDIT times the
-        replicas it has been profiled on, one replica if on none; the smallest possible K always.
+        replicas it has been profiled on, one replica if on none. (The bounds always allow one.)
         """
-        table = _goodput_table(self._model(max_replicas), max_nodes, max_replicas).copy()
+        credited = min(max(CREDIT * self.max_profiled_replicas, 1), max_replicas)  # of thousands, where a cluster is large
+        table = np.zeros((max_nodes + 1, max_replicas + 1))
+        table[:, : credited + 1] = _goodput_table(self._model(max_replicas), max_nodes, credited)
         if self.perf_params is None:
             table = np.where(table > 0, np.arange(max_replicas + 1), 0.0)
-        possible = np.flatnonzero(np.any(table > 0, axis=0))
-        if possible.size:
-            credit = max(CREDIT * self.max_profiled_replicas, 1, int(possible[0]))
-            table[:, credit + 1 :] = 0.0
         return table
 
     def speedup_table(self, max_nodes: int, max_replicas: int) -> NDArray[np.float64]:

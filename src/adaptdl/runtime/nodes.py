@@ -7,6 +7,7 @@ import re
 import socket
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import ray
 from ray._private.state import available_resources_per_node, state, total_resources_per_node
 
 from adaptdl.policy import Node
-from adaptdl.runtime.placement import name_of
+from adaptdl.runtime.placement import name_of, prefix_in
 
 __all__ = ["ClusterView", "Room", "Rooms", "capacity", "default_resources_per_replica", "holds"]
 
@@ -25,9 +26,12 @@ reserved, so that a single look may show our own coming and going as somebody el
 
 _ANSWER_TIMEOUT_S = 0.5
 """A node of the cluster that does not take a connection in this time is as good as gone."""
+_MOST_ASKED_AT_ONCE = 64
 
 _RESERVED = re.compile(r"(?P<name>.+)_group_(?P<bundle>\d+_)?(?P<group_id>[0-9a-f]{36})")
 """What Ray calls that part of a node's resource which a placement group has reserved: as a whole, and for each bundle."""
+_NOTHING = "bundle_group_"
+"""And of a resource that it has made up for each of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +67,17 @@ class ClusterView:
         ]
 
     def _look(self, suspects: Collection[str]) -> _Look:
+        living = [node for node in ray.nodes() if node["Alive"]]
+        silent = _silent([node for node in living if node["NodeID"] in suspects])
         total = {
             node["NodeID"]: {
                 name: amount
                 for name, amount in node["Resources"].items()
-                if not name.startswith(("node:", "object_store_memory")) and not _RESERVED.fullmatch(name)
+                if not name.startswith(("node:", "object_store_memory"))
+                and not ("_group_" in name and _RESERVED.fullmatch(name))
             }
-            for node in ray.nodes()
-            if node["Alive"] and (node["NodeID"] not in suspects or _answers(node))
+            for node in living
+            if node["NodeID"] not in silent
         }
         available, ours = available_resources_per_node(), self._ours()
         used: dict[str, dict[str, float]] = {}
@@ -93,6 +100,8 @@ class ClusterView:
             return ours
         for node_id, resources in total_resources_per_node().items():
             for resource, amount in resources.items():
+                if "_group_" not in resource or resource.startswith(_NOTHING):
+                    continue
                 found = _RESERVED.fullmatch(resource)
                 if found is None or found["bundle"] is not None:
                     continue
@@ -100,8 +109,7 @@ class ClusterView:
                 if group_id not in self._names:
                     known = names_before.get(group_id)
                     self._names[group_id] = name_of(group_id) if known is None else known
-                prefix, slash, _ = self._names[group_id].rpartition("/")
-                if prefix + slash in self.prefixes:
+                if prefix_in(self._names[group_id]) in self.prefixes:
                     on_node = ours.setdefault(node_id, {})
                     on_node[found["name"]] = on_node.get(found["name"], 0.0) + amount
         return ours
@@ -119,6 +127,15 @@ class ClusterView:
 
     def _used(self, node_id: str, name: str) -> float:
         return min(look.used_by_others.get(node_id, {}).get(name, 0.0) for look in self._looks)
+
+
+def _silent(suspects: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """The ids of those nodes that do not answer. They are asked at once: a rack may be lost."""
+    if not suspects:
+        return frozenset()
+    with ThreadPoolExecutor(min(len(suspects), _MOST_ASKED_AT_ONCE)) as threads:
+        answers = list(threads.map(_answers, suspects))
+    return frozenset(node["NodeID"] for node, answer in zip(suspects, answers, strict=True) if not answer)
 
 
 def _answers(node: Mapping[str, Any]) -> bool:

@@ -30,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from adaptdl.runtime.waiting import within
 
-__all__ = ["Reservation", "Reservations", "actor_options", "name_of", "prefix_of", "runs_beside", "sweep"]
+__all__ = ["Reservation", "Reservations", "actor_options", "name_of", "prefix_in", "prefix_of", "runs_beside", "sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,12 @@ _NODE_ID_LABEL = "ray.io/node-id"
 def prefix_of(experiment: str, trial_id: str) -> str:
     """How the names of a trial's reservations begin. Two experiments on one cluster may have the same name."""
     return f"adaptdl/{experiment}/{trial_id}/"
+
+
+def prefix_in(name: str) -> str:
+    """Of a placement group: its name but for the token. Empty if it is none of ours."""
+    prefix, slash, _ = name.rpartition("/")
+    return prefix + slash
 
 
 def runs_beside(resources: Mapping[str, float]) -> bool:
@@ -138,13 +144,14 @@ def name_of(group_id: str) -> str:
 
 
 def sweep(*prefixes: str) -> int:
-    """Removes every reservation whose name starts with one of `prefixes`, whoever made it; says how many."""
+    """Removes every reservation whose name starts with one of `prefixes`, whoever made it; says how many. Takes long where there
+    ever were many of them: Ray keeps those that were removed in its table."""
     if not ray.is_initialized():
         return 0
     left = [
         entry
         for entry in placement_group_table().values()
-        if entry["name"].startswith(prefixes) and entry["state"] != "REMOVED"
+        if entry["state"] != "REMOVED" and entry["name"].startswith(prefixes)
     ]
     for entry in left:
         _remove(_group(entry["placement_group_id"]))

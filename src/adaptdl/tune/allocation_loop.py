@@ -46,6 +46,8 @@ _ATTEMPTS, _ATTEMPT_INTERVAL_S = 5, 1.0
 """How often in a row a policy may fail before the trials that wait for it fail too, and how soon it is asked again."""
 _SWEEP_AFTER_S = (1.0, 10.0)
 """When the reservations of a trial that is gone are looked for: its coordinator gives them back by itself."""
+_SWEEP_INTERVAL_S = 5.0
+"""How often at most."""
 _JOIN_TIMEOUT_S = 5.0
 
 
@@ -131,6 +133,7 @@ class AllocationLoop:
         self._nodes: list[Node] = []
         self._looked_at = 0.0
         self._sweeps: list[tuple[float, str]] = []
+        self._swept_at = -math.inf
         self._num_sent = 0
         """Allocations told to coordinators, who need the newest only and may receive it before an older one."""
         self._departed: set[str] = set()
@@ -374,8 +377,10 @@ class AllocationLoop:
                 trial.coordinator.fail.remote(infeasible[trial_id])
 
     def _sweep_the_departed(self, now: float) -> None:
-        due = [trial_id for at, trial_id in self._sweeps if at <= now]
+        due = {trial_id for at, trial_id in self._sweeps if at <= now}
+        if not due or now - self._swept_at < _SWEEP_INTERVAL_S:
+            return
+        self._swept_at = now
         self._sweeps = [(at, trial_id) for at, trial_id in self._sweeps if at > now]
-        for trial_id in set(due):
-            if trial_id not in self._trials:
-                sweep(prefix_of(self._experiment, trial_id))
+        if gone := due - self._trials.keys():
+            sweep(*(prefix_of(self._experiment, trial_id) for trial_id in gone))
