@@ -42,8 +42,8 @@ def asked(demand: NodeDemand) -> dict[str, str]:
 def test_only_new_nodes_hold_what_is_asked_for_until_the_job_has_room(cluster: Cluster) -> None:
     demand = NodeDemand("experiment")
     head = cluster.head_node.node_id
-    demand.ask({"job": ONE_CPU, "another": ONE_CPU}, [head])
-    demand.ask({"job": ONE_CPU}, [head])
+    demand.ask({"job": ONE_CPU, "another": ONE_CPU}, [head], now=0.0)
+    demand.ask({"job": ONE_CPU}, [head], now=0.0)
     wait_until(lambda: len(asked(demand)) == 1, "what the other had asked for to be gone")
     (first,) = asked(demand)
     new = cluster.add_node(num_cpus=1).node_id
@@ -52,7 +52,7 @@ def test_only_new_nodes_hold_what_is_asked_for_until_the_job_has_room(cluster: C
     demand.renew([head])
     assert asked(demand) == {first: "CREATED"}, "the policy has not seen the new node"
     demand.renew([head, new])
-    demand.ask({"job": ONE_CPU}, [head, new])
+    demand.ask({"job": ONE_CPU}, [head, new], now=0.0)
     wait_until(lambda: len(asked(demand)) == 1, "the first to be gone")
     assert list(asked(demand)) != [first], "the policy has given the node to somebody else"
     cluster.add_node(num_cpus=1)
@@ -63,11 +63,11 @@ def test_only_new_nodes_hold_what_is_asked_for_until_the_job_has_room(cluster: C
 
 def test_what_somebody_else_has_removed_is_asked_for_again(cluster: Cluster) -> None:
     demand, another = NodeDemand("experiment"), NodeDemand("experiment")
-    demand.ask({"job": ONE_CPU}, [cluster.head_node.node_id])
+    demand.ask({"job": ONE_CPU}, [cluster.head_node.node_id], now=0.0)
     sweep(another.prefix)
     assert len(asked(demand)) == 1
     sweep(demand.prefix)
     wait_until(lambda: not asked(demand), "it to be removed")
     demand.renew([cluster.head_node.node_id])
-    demand.ask({"job": ONE_CPU}, [cluster.head_node.node_id])
+    demand.ask({"job": ONE_CPU}, [cluster.head_node.node_id], now=0.0)
     assert len(asked(demand)) == 1

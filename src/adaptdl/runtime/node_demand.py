@@ -26,6 +26,8 @@ __all__ = ["NodeDemand", "Places"]
 _NODE_ID_LABEL = "ray.io/node-id"
 _MOST_JOBS = 32
 """That ask at once: a placement group names all nodes, and is looked at by the autoscaler and by us each second."""
+_CHANGE_INTERVAL_S = 10.0
+"""How often a job that lacks another number at most asks anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class Places:
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
     places: Places
+    at: float
     group: PlacementGroup
 
 
@@ -54,20 +57,22 @@ class NodeDemand:
         """How the names of its placement groups begin."""
         self._asked: dict[str, _Asked] = {}
 
-    def ask(self, lacking: Mapping[str, Places], nodes: Collection[str]) -> None:
+    def ask(self, lacking: Mapping[str, Places], nodes: Collection[str], now: float) -> None:
         """From now on asks for what these jobs lack, and for nothing else.
 
         Args:
             lacking: job → what it lacks.
             nodes: the ids of those that are there.
+            now: monotonic seconds.
         """
         for job_id, asked in list(self._asked.items()):
-            if lacking.get(job_id) != asked.places:
+            changed = lacking.get(job_id) != asked.places
+            if changed and (job_id not in lacking or now - asked.at >= _CHANGE_INTERVAL_S):
                 self._drop(job_id)
         there = sorted(nodes)
         for job_id, places in itertools.islice(lacking.items(), _MOST_JOBS):
             if job_id not in self._asked:
-                self._asked[job_id] = _Asked(places=places, group=self._group(places, there))
+                self._asked[job_id] = _Asked(places=places, at=now, group=self._group(places, there))
 
     def renew(self, nodes: Collection[str]) -> None:
         """After the policy has divided `nodes`: drops what did not help, so that it is asked for again on others."""
@@ -80,7 +85,8 @@ class NodeDemand:
 
     def close(self) -> None:
         """Asks for nothing any more."""
-        self.ask({}, [])
+        for job_id in list(self._asked):
+            self._drop(job_id)
 
     def _group(self, places: Places, nodes: Collection[str]) -> PlacementGroup:
         elsewhere = {_NODE_ID_LABEL: f"!in({','.join(nodes)})"} if nodes else {}

@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 _SHORTEST_POLL_S, _LONGEST_POLL_S = 0.002, 0.02
 """This often is looked whether the others have come, or a newer order. (A wait in the store cannot be interrupted.)"""
 
-_CONNECT_TIMEOUT_S = 5.0
-"""All that form a group were there a moment ago: it takes milliseconds, unless one was lost since."""
+_CONNECT_TIMEOUT_S, _CONNECT_TIMEOUT_PER_REPLICA_S = 5.0, 0.05
+"""All that form a group were there a moment ago: it takes milliseconds, unless one was lost since. Each of hundreds asks one
+store for the address of each other one: the longer of the two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +234,7 @@ def _form(
 def _group(
     session: ElasticSession, plan: Plan, store: dist.Store | None, name: str, rank: int, num_replicas: int
 ) -> Group:
-    timeout_s = min(session.join_timeout_s, _CONNECT_TIMEOUT_S)
+    timeout_s = min(session.join_timeout_s, max(_CONNECT_TIMEOUT_S, _CONNECT_TIMEOUT_PER_REPLICA_S * num_replicas))
     group = Group.form(store, _key(plan, name), rank, num_replicas, timeout_s=timeout_s)
     group.relax()
     return group

@@ -249,7 +249,7 @@ class AllocationLoop:
         """For all that have no room, once the policy has seen the nodes that are there."""
         ids = [node.node_id for node in self._nodes]
         try:
-            demand.ask(self._lacking(now), ids)
+            demand.ask(self._lacking(now), ids, now)
             if looks:
                 demand.renew(ids)
         except Exception:  # allocations are to be sent all the same
