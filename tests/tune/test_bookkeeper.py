@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,6 +51,25 @@ def test_of_a_trial_that_took_over_anothers_state_the_later_of_two_equal_numbers
     assert _cut(log, _json_rows, RESULTS[2]) == as_json(RESULTS[:3])
 
 
+@pytest.mark.parametrize(("write", "rows"), [(as_json, _json_rows), (as_csv, _csv_rows)])
+def test_of_a_long_log_only_the_end_is_read(write: Any, rows: Any) -> None:
+    results = [{**RESULTS[0], "training_iteration": number} for number in range(1000)]
+    num_read = 0
+
+    def counted(lines: Iterable[str]) -> Iterable[Any]:
+        nonlocal num_read
+        for row in rows(lines):
+            num_read += 1
+            yield row
+
+    assert _cut(write(results), counted, results[-3]) == write(results[:-2])
+    assert num_read <= 4
+
+
+def test_the_header_of_a_log_may_follow_empty_lines() -> None:
+    assert _cut(b"\r\n" + as_csv(RESULTS), _csv_rows, RESULTS[2]) == b"\r\n" + as_csv(RESULTS[:3])
+
+
 @pytest.fixture
 def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """As far as the log goes."""
@@ -79,6 +99,23 @@ def test_a_new_driver_has_the_log_that_it_knows_of_here_and_on_the_storage(
     for folder, _ in places:
         assert (folder / "result.json").read_bytes() == as_json(RESULTS[:3])
         assert (folder / "progress.csv").read_bytes() == as_csv(RESULTS[:3])
+
+
+@pytest.mark.parametrize(("here", "there", "num_uploads"), [(3, 3, 0), (3, 2, 1), (3, 4, 1), (2, 2, 0)])
+def test_a_log_that_needs_no_mending_is_left_alone(
+    trial: Any, here: int, there: int, num_uploads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, copy = (
+        Path(folder, "result.json") for folder in (trial.storage.trial_driver_staging_path, trial.storage.trial_fs_path)
+    )
+    path.write_bytes(as_json(RESULTS[:here]))
+    copy.write_bytes(as_json(RESULTS[:there]))
+    uploaded: list[str] = []
+    monkeypatch.setattr("adaptdl.tune.bookkeeper._upload_to_fs_path", lambda path, *_: uploaded.append(path))
+    os.utime(path, (1, 1))
+    Bookkeeper(lambda: 0.0).on_step_begin(iteration=0, trials=[trial])
+    assert uploaded == [str(path)] * num_uploads
+    assert path.stat().st_mtime == 1
 
 
 def test_a_driver_that_knows_of_no_result_has_an_empty_log(trial: Any) -> None:

@@ -15,6 +15,7 @@ All hooks run in Tune's loop. Files are touched only when a trial starts, is int
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import logging
 import time
@@ -197,13 +198,16 @@ def _storage(trial: Trial) -> StorageContext:
 
 def _save_log(trial: Trial) -> None:
     """Copies a trial's log to the storage, from where Tune takes it when the trial starts again."""
-    storage = _storage(trial)
     for path, _ in _log_of(trial):
-        try:
-            if path.is_file():
-                _upload_to_fs_path(str(path), storage.storage_filesystem, f"{storage.trial_fs_path}/{path.name}")
-        except OSError as error:
-            logger.warning("cannot copy %s to the storage, results may be missing in it: %s", path, error)
+        _save_file(path, _storage(trial))
+
+
+def _save_file(path: Path, storage: StorageContext) -> None:
+    try:
+        if path.is_file():
+            _upload_to_fs_path(str(path), storage.storage_filesystem, f"{storage.trial_fs_path}/{path.name}")
+    except OSError as error:
+        logger.warning("cannot copy %s to the storage, results may be missing in it: %s", path, error)
 
 
 def _mend_log(trial: Trial) -> None:
@@ -215,30 +219,43 @@ def _mend_log(trial: Trial) -> None:
     storage, last_result = _storage(trial), trial.run_metadata.last_result
     for path, rows in _log_of(trial):
         try:
-            copies = [path.read_bytes()] if path.is_file() else []
+            here = path.read_bytes() if path.is_file() else None
+            there = None
             where = f"{storage.trial_fs_path}/{path.name}"
             if _exists_at_fs_path(storage.storage_filesystem, where):
                 with storage.storage_filesystem.open_input_stream(where) as stream:
-                    copies.append(stream.readall())
-            whole = [cut for copy in copies if last_result and (cut := _cut(copy, rows, last_result))]
-            if whole or (copies and not last_result):
-                path.write_bytes(whole[0] if whole else b"")
+                    there = stream.readall()
+            copies = [copy for copy in (here, there) if copy is not None]
+            if last_result:
+                mended = next((cut for copy in copies if (cut := _cut(copy, rows, last_result))), here)
+            else:
+                mended = b"" if copies else None
+            if mended is not None and mended != here:
+                path.write_bytes(mended)
+            if mended == there:
+                continue
         except OSError as error:
             logger.warning("cannot bring %s in order, results may be missing or twice in it: %s", path, error)
-    _save_log(trial)
+        _save_file(path, storage)
 
 
 Rows = Callable[[Iterable[str]], Iterable[Mapping[str, Any]]]
 
 
 def _cut(log: bytes, rows: Rows, last_result: Mapping[str, Any]) -> bytes:
-    """`log` up to the line of `last_result`; nothing if that is not in it."""
+    """`log` up to the last line of `last_result`; nothing if that is not in it.
+
+    It is near the end of a log that may be long, so it is looked for from there; only a header is read before.
+    """
     lines = log.splitlines(keepends=True)
-    end = 0
-    for index, row in enumerate(rows(line.decode(errors="replace") for line in lines)):
+    header = next((line for line in lines if line.strip(b"\r\n")), b"")
+    backwards = rows(line.decode(errors="replace") for line in itertools.chain([header], reversed(lines)))
+    end = len(log)
+    for line, row in zip(reversed(lines), itertools.islice(backwards, 1, None), strict=True):
         if all(str(row.get(name)) == str(last_result.get(name)) for name in (TRAINING_ITERATION, TIMESTAMP)):
-            end = index + 1
-    return b"".join(lines[:end])
+            return log[:end]
+        end -= len(line)
+    return b""
 
 
 def _json_rows(lines: Iterable[str]) -> Iterable[Mapping[str, Any]]:
