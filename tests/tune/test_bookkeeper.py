@@ -6,13 +6,14 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.train._internal.storage import StorageContext
+from ray.tune.experiment import Trial
 
 from adaptdl.tune.bookkeeper import Bookkeeper, _csv_rows, _cut, _json_rows
 
@@ -133,3 +134,88 @@ def test_a_driver_that_knows_of_no_result_has_an_empty_log(trial: Any) -> None:
 def test_a_trial_that_has_no_folder_yet_is_left_alone(trial: Any) -> None:
     trial.run_metadata.last_result, trial.storage.trial_dir_name = {}, None
     Bookkeeper(lambda: 0.0).on_step_begin(iteration=0, trials=[trial])
+
+
+class Trials(list[Any]):
+    """Counts how many are looked at."""
+
+    num_read = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for trial in super().__iter__():
+            self.num_read += 1
+            yield trial
+
+    def __reversed__(self) -> Iterator[Any]:
+        for trial in super().__reversed__():
+            self.num_read += 1
+            yield trial
+
+
+def simple_trial(name: str, status: str = Trial.RUNNING) -> Any:
+    """Without a log."""
+    trial = SimpleNamespace(
+        trial_id=name,
+        status=status,
+        storage=SimpleNamespace(trial_dir_name=None),
+        run_metadata=SimpleNamespace(last_result={}),
+        latest_checkpoint_result=None,
+        temporary_state=SimpleNamespace(ray_actor=None),
+        is_restoring=False,
+        num_asked=0,
+    )
+
+    def is_finished() -> bool:
+        trial.num_asked += 1
+        return trial.status in (Trial.ERROR, Trial.TERMINATED)
+
+    trial.is_finished = is_finished
+    return trial
+
+
+def step(bookkeeper: Bookkeeper, trials: list[Any]) -> None:
+    bookkeeper.on_step_begin(iteration=0, trials=trials)
+    bookkeeper.on_step_end(iteration=0, trials=trials)
+
+
+def test_trials_that_have_ended_are_not_looked_at_in_each_step() -> None:
+    trials = Trials(simple_trial(str(number), Trial.TERMINATED) for number in range(100))
+    trials.append(simple_trial("runs"))
+    bookkeeper = Bookkeeper(lambda: 0.0)
+    step(bookkeeper, trials)
+    num_asked, trials.num_read = trials[0].num_asked, 0
+    for _ in range(5):
+        step(bookkeeper, trials)
+    assert (trials[0].num_asked, trials.num_read) == (num_asked, 0)
+    trials.append(simple_trial("new"))
+    step(bookkeeper, trials)
+    assert trials.num_read == 1
+    assert bookkeeper._unfinished == {"runs", "new"}
+
+
+def test_a_new_trial_is_seen_though_another_moved_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    mended: list[str] = []
+    monkeypatch.setattr("adaptdl.tune.bookkeeper._mend_log", lambda trial: mended.append(trial.trial_id))
+    a, b, c = (simple_trial(name) for name in "abc")
+    bookkeeper = Bookkeeper(lambda: 0.0)
+    step(bookkeeper, [a, b])
+    step(bookkeeper, [b, c, a])
+    assert mended == ["a", "b", "c"]
+    assert bookkeeper._unfinished == {"a", "b", "c"}
+
+
+def test_a_trial_that_had_ended_and_goes_on_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[str] = []
+    monkeypatch.setattr("adaptdl.tune.bookkeeper._save_log", lambda trial: saved.append(trial.trial_id))
+    trials = [simple_trial(name, Trial.ERROR) for name in ("started", "recovered")]
+    bookkeeper = Bookkeeper(lambda: 0.0)
+    step(bookkeeper, trials)
+    assert bookkeeper._unfinished == set()
+    trials[0].status = trials[1].status = Trial.PENDING
+    bookkeeper.on_trial_start(iteration=1, trials=trials, trial=trials[0])
+    bookkeeper.on_trial_recover(iteration=1, trials=trials, trial=trials[1])
+    step(bookkeeper, trials)
+    assert bookkeeper._unfinished == {"started", "recovered"}
+    trials[0].status = Trial.PAUSED
+    step(bookkeeper, trials)
+    assert saved == ["recovered", "started"]

@@ -63,8 +63,12 @@ class Bookkeeper(Callback):
 
     def __init__(self, state_written_at: Callable[[], float]) -> None:
         self._state_written_at = state_written_at
-        self._mended: set[str] = set()
-        """Trials whose logs are known to be as this driver has them."""
+        self._known: set[str] = set()
+        """All trials that there ever were."""
+        self._live: dict[str, Trial] = {}
+        """Those that are not known to be at their end."""
+        self._unmended: list[Trial] = []
+        """Those whose logs may not be as this driver has them."""
         self._started: set[str] = set()
         """Trials that had a coordinator under this driver."""
         self._waits: dict[str, bool] = {}
@@ -77,15 +81,16 @@ class Bookkeeper(Callback):
         """Trials that were not at their end after Tune's last step; those ended later were cut off."""
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        for trial in trials:
-            if trial.trial_id not in self._mended:
-                self._mended.add(trial.trial_id)
-                if not trial.is_finished():
-                    _mend_log(trial)
+        self._take_in_new(trials)
+        unmended, self._unmended = self._unmended, []
+        for trial in unmended:
+            if not trial.is_finished():
+                _mend_log(trial)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         interrupted = trial.trial_id not in self._started or self._waits.get(trial.trial_id, False)
         self._started.add(trial.trial_id)
+        self._live[trial.trial_id] = trial
         self._waits.pop(trial.trial_id, None)
         last_result, restored = _last_result(trial), trial.latest_checkpoint_result
         if restored is not None and interrupted and _number(restored.metrics) < _number(last_result):
@@ -103,6 +108,7 @@ class Bookkeeper(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._waits[trial.trial_id] = True
+        self._live[trial.trial_id] = trial
         _save_log(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -111,8 +117,8 @@ class Bookkeeper(Callback):
             self._ended.append(_Ended(trial=trial, ended_at=time.monotonic(), answer=coordinator.finish.remote()))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        self._unfinished = {trial.trial_id for trial in trials if not trial.is_finished()}
-        for trial in trials:
+        self._take_in_new(trials)
+        for trial in self._live.values():
             if trial.status == Trial.PAUSED and self._waits.get(trial.trial_id) is None:
                 self._waits[trial.trial_id] = False
                 _save_log(trial)
@@ -121,6 +127,8 @@ class Bookkeeper(Callback):
                 if _number(trial.run_metadata.last_result) < _number(last_result):
                     trial.run_metadata.last_result = last_result
                     trial.run_metadata.invalidate_cache()
+        self._live = {trial_id: trial for trial_id, trial in self._live.items() if not trial.is_finished()}
+        self._unfinished = set(self._live)
         self._remove_the_ended()
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
@@ -131,6 +139,26 @@ class Bookkeeper(Callback):
             if ended and trial.trial_id not in known:  # it had no coordinator, all were stopped at once, or long ago
                 _remove_vault(trial)
         self._remove_the_ended(_ANSWER_TIMEOUT_S)
+
+    def _take_in_new(self, trials: list[Trial]) -> None:
+        """Takes in the trials that are new.
+
+        Tune's list of trials only grows, but one that failed and is tried again moves to its end: the new ones are near the
+        end, and are all found once there are as many as it has grown by.
+        """
+        num_new = len(trials) - len(self._known)
+        if not num_new:
+            return
+        new: list[Trial] = []
+        for trial in reversed(trials):
+            if trial.trial_id not in self._known:
+                new.append(trial)
+                if len(new) == num_new:
+                    break
+        for trial in reversed(new):
+            self._known.add(trial.trial_id)
+            self._unmended.append(trial)
+            self._live[trial.trial_id] = trial
 
     def _remove_the_ended(self, timeout_s: float = 0.0) -> None:
         """Removes the saved states that neither a driver started again would ask for, nor a coordinator still writes."""
