@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from ray.train._internal.storage import StorageContext
@@ -219,3 +221,26 @@ def test_a_trial_that_had_ended_and_goes_on_is_looked_at_again(monkeypatch: pyte
     trials[0].status = Trial.PAUSED
     step(bookkeeper, trials)
     assert saved == ["recovered", "started"]
+
+
+def test_what_was_kept_of_a_trial_is_removed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def remove(trial: Any) -> bool:
+        tried.append(trial.trial_id)
+        return bool(trial.trial_id != "fails" or tried.count("fails") > 1)
+
+    monkeypatch.setattr("adaptdl.tune.bookkeeper._remove_vault", remove)
+    monkeypatch.setattr("ray.wait", lambda answers, **_: (answers, []))
+    before, once, fails, again = trials = [simple_trial(name) for name in ("before", "once", "fails", "again")]
+    before.status = Trial.TERMINATED
+    bookkeeper = Bookkeeper(lambda: math.inf)
+    for trial in (once, fails, again):
+        trial.temporary_state.ray_actor = MagicMock()
+        bookkeeper.on_trial_complete(iteration=0, trials=trials, trial=trial)
+        trial.status = Trial.TERMINATED
+    step(bookkeeper, trials)
+    assert tried == ["once", "fails", "again"]
+    bookkeeper.on_trial_start(iteration=1, trials=trials, trial=again)
+    bookkeeper.on_experiment_end(trials=trials)
+    assert tried == ["once", "fails", "again", "before", "fails", "again"]

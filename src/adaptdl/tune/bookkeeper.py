@@ -77,6 +77,8 @@ class Bookkeeper(Callback):
         """Of trials that are being restored, as before that."""
         self._ended: list[_Ended] = []
         """Trials whose coordinators were told so, and whose saved states are still there."""
+        self._removed: set[str] = set()
+        """Trials whose saved states this driver has removed."""
         self._unfinished: set[str] | None = None
         """Trials that were not at their end after Tune's last step; those ended later were cut off."""
 
@@ -91,6 +93,7 @@ class Bookkeeper(Callback):
         interrupted = trial.trial_id not in self._started or self._waits.get(trial.trial_id, False)
         self._started.add(trial.trial_id)
         self._live[trial.trial_id] = trial
+        self._removed.discard(trial.trial_id)
         self._waits.pop(trial.trial_id, None)
         last_result, restored = _last_result(trial), trial.latest_checkpoint_result
         if restored is not None and interrupted and _number(restored.metrics) < _number(last_result):
@@ -133,7 +136,7 @@ class Bookkeeper(Callback):
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Removes the saved states of all trials that have come to their end."""
-        known = {ended.trial.trial_id for ended in self._ended}
+        known = self._removed.union(ended.trial.trial_id for ended in self._ended)
         for trial in trials:
             ended = trial.status == Trial.TERMINATED and trial.trial_id not in (self._unfinished or ())
             if ended and trial.trial_id not in known:  # it had no coordinator, all were stopped at once, or long ago
@@ -171,7 +174,8 @@ class Bookkeeper(Callback):
         silent_from_now_on, _ = ray.wait(list(sure), num_returns=len(sure), timeout=timeout_s)
         for answer in silent_from_now_on:
             self._ended.remove(sure[answer])
-            _remove_vault(sure[answer].trial)
+            if _remove_vault(sure[answer].trial):
+                self._removed.add(sure[answer].trial.trial_id)
 
 
 def state_written_at(controller: Any) -> float:
@@ -186,15 +190,18 @@ def state_written_at(controller: Any) -> float:
     return float("-inf") if last_sync_time is None else last_sync_time
 
 
-def _remove_vault(trial: Trial) -> None:
+def _remove_vault(trial: Trial) -> bool:
+    """Whether nothing is left of it."""
     if trial.relative_logdir is None or trial.storage is None:
-        return
+        return True
     place = VaultPlace.of(trial.storage, None)
     assert place is not None
     try:
         place.remove()
     except Exception as error:  # noqa: BLE001 (whatever the user's file system raises: nobody needs these files)
         logger.warning("cannot remove %s, which is not needed any more: %r", place.path, error)
+        return False
+    return True
 
 
 def _number(result: Mapping[str, Any] | None) -> int:
