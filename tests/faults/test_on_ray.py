@@ -99,7 +99,7 @@ def test_a_replica_that_hangs_is_taken_as_lost(
     rank: int, where: str, nodes: list[str], start: Callable[..., RunningJob], undisturbed: SurvivingTrial
 ) -> None:
     a, b = nodes
-    elastic = dataclasses.replace(ELASTIC, progress_timeout_s=2.0, boot_timeout_s=20.0)
+    elastic = dataclasses.replace(ELASTIC, progress_timeout_s=2.0)
     job = start(fail_at=[(rank, 19, where)], signal=signal.SIGSTOP, sleep_s=0.2)
     job.allocate({a: 1, b: 1}, elastic)
     check(job.finish(), undisturbed)
