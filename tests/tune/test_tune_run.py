@@ -84,7 +84,7 @@ def test_more_trials_than_devices_share_them_and_names_and_log_follow(
     analysis = run(
         DistributedTrainableCreator(linear_regression()),
         tmp_path,
-        config={"epochs": tune.grid_search([4, 12, 60]), "sleep_s": 0.002},
+        config={"epochs": tune.grid_search([4, 30, 60]), "sleep_s": 0.002},
     )
     assert [trial.status for trial in analysis.trials] == ["TERMINATED"] * 3
     for trial, results in zip(analysis.trials, results_of(analysis), strict=True):
