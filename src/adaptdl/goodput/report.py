@@ -57,9 +57,8 @@ class JobReport:
         not 1 ≤ N ≤ K, where the bounds allow no batch size, and beyond what the job is credited with: CREDIT times the
         replicas it has been profiled on, one replica if on none. (The bounds always allow one.)
         """
-        credited = min(
-            max(CREDIT * self.max_profiled_replicas, 1), max_replicas
-        )  # of thousands, where a cluster is large
+        # A cluster may hold thousands of replicas: what is not credited is not computed.
+        credited = min(max(CREDIT * self.max_profiled_replicas, 1), max_replicas)
         table = np.zeros((max_nodes + 1, max_replicas + 1))
         table[:, : credited + 1] = _goodput_table(self._model(max_replicas), max_nodes, credited)
         if self.perf_params is None:

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
+from adaptdl.runtime.placement import NODE_ID_LABEL
+
 __all__ = ["NodeDemand", "Places"]
 
-_NODE_ID_LABEL = "ray.io/node-id"
 _MOST_JOBS = 32
 """That ask at once: a placement group names all nodes, and is looked at by the autoscaler and by us each second."""
 _CHANGE_INTERVAL_S = 10.0
@@ -89,7 +90,7 @@ class NodeDemand:
             self._drop(job_id)
 
     def _group(self, places: Places, nodes: Collection[str]) -> PlacementGroup:
-        elsewhere = {_NODE_ID_LABEL: f"!in({','.join(nodes)})"} if nodes else {}
+        elsewhere = {NODE_ID_LABEL: f"!in({','.join(nodes)})"} if nodes else {}
         group: PlacementGroup = placement_group(
             [dict(places.resources_per_replica)] * places.num_replicas,
             name=self.prefix + secrets.token_hex(4),

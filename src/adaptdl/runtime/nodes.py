@@ -177,7 +177,7 @@ def holds(node: Node, resources_per_replica: Mapping[str, float]) -> int:
 
 def capacity(nodes: Sequence[Node], resources_per_replica: Mapping[str, float]) -> int:
     """How many replicas the nodes hold together."""
-    return sum(holds(node, resources_per_replica) for node in nodes)
+    return Rooms(nodes).of(resources_per_replica).num_replicas
 
 
 class Room(NamedTuple):

@@ -30,11 +30,22 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from adaptdl.runtime.waiting import within
 
-__all__ = ["Reservation", "Reservations", "actor_options", "name_of", "prefix_in", "prefix_of", "runs_beside", "sweep"]
+__all__ = [
+    "NODE_ID_LABEL",
+    "Reservation",
+    "Reservations",
+    "actor_options",
+    "name_of",
+    "prefix_in",
+    "prefix_of",
+    "runs_beside",
+    "sweep",
+]
 
 logger = logging.getLogger(__name__)
 
-_NODE_ID_LABEL = "ray.io/node-id"
+NODE_ID_LABEL = "ray.io/node-id"
+"""Every node has it."""
 
 
 def prefix_of(experiment: str, trial_id: str) -> str:
@@ -82,7 +93,7 @@ class Reservations:
             [dict(resources)],
             strategy="STRICT_PACK",
             name=self.prefix + secrets.token_hex(4),
-            bundle_label_selector=[{_NODE_ID_LABEL: node_id}],
+            bundle_label_selector=[{NODE_ID_LABEL: node_id}],
         )
         reservation = Reservation(node_id=node_id, resources=resources, group=group)
         self._held[group] = reservation
