@@ -10,6 +10,7 @@ from ray.cluster_utils import Cluster
 
 from adaptdl.runtime import ElasticConfig
 from adaptdl.runtime.placement import sweep
+from tests.clusters import connected_cluster
 from tests.faults.experiments import living_actors, living_groups, local_ray, wait_until_empty
 from tests.faults.scripted import training_function
 from tests.faults.survivors import SurvivingTrial, run
@@ -21,13 +22,8 @@ ELASTIC = ElasticConfig(resources_per_replica={"CPU": 1}, gather_s=10.0, reserva
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A Ray whose head has no CPUs: it keeps the coordinators when other nodes, which tests add, are lost."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        ray.init(address=cluster.address, log_to_driver=False)
+    with connected_cluster(num_cpus=0) as cluster:
         yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")

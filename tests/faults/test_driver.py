@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
+from tests.clusters import connected_cluster
 from tests.faults.driver import CONFIG, EPOCHS, NUM_TRIALS
 from tests.faults.experiments import (
     NUM_CPUS,
@@ -31,13 +31,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of a cluster that outlives the drivers."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": NUM_CPUS, "include_dashboard": False})
-    try:
-        ray.init(address=cluster.address, log_to_driver=False)
+    with connected_cluster(num_cpus=NUM_CPUS) as cluster:
         yield cluster.address
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 class Driver:

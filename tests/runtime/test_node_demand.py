@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
 from adaptdl.runtime.node_demand import NodeDemand, Places
 from adaptdl.runtime.placement import sweep
+from tests.clusters import connected_cluster
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -20,13 +20,8 @@ ONE_CPU = Places(resources_per_replica={"CPU": 1}, num_replicas=1)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        ray.init(address=cluster.address, log_to_driver=False)
+    with connected_cluster(num_cpus=1) as cluster:
         yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 def asked(demand: NodeDemand) -> dict[str, str]:
