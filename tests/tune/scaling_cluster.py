@@ -20,7 +20,10 @@ from ray.util import get_node_ip_address
 
 from tests.waiting import wait_until
 
-__all__ = ["scaling_cluster"]
+__all__ = ["DRIVER_ENVIRONMENT", "scaling_cluster"]
+
+DRIVER_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled"}
+"""What a process that connects to it needs: a `ray.init` that starts a cluster leaves "token" to the processes started later."""
 
 
 @contextlib.contextmanager
@@ -32,8 +35,8 @@ def scaling_cluster(node: dict[str, float], *, max_nodes: int) -> Iterator[str]:
     config.write_text(json.dumps(_config(address, node, max_nodes)))
     environment = {
         **os.environ,
+        **DRIVER_ENVIRONMENT,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_AUTH_MODE": "disabled",
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,

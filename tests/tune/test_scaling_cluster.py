@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tune.scaling_cluster import scaling_cluster
+from tests.tune.scaling_cluster import DRIVER_ENVIRONMENT, scaling_cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -67,6 +68,7 @@ def test_trials_get_the_nodes_they_need_and_those_that_cannot_fail(two_nodes_at_
     (tmp_path / "here").mkdir()
     driver = subprocess.run(
         [sys.executable, "-c", DRIVER, two_nodes_at_most, str(tmp_path / "here")],
+        env={**os.environ, **DRIVER_ENVIRONMENT},
         capture_output=True,
         text=True,
         timeout=200,
@@ -75,6 +77,6 @@ def test_trials_get_the_nodes_they_need_and_those_that_cannot_fail(two_nodes_at_
     lines = [line for line in driver.stdout.splitlines() if line.startswith("FOUND ")]
     assert lines, driver.stdout + driver.stderr
     found = json.loads(lines[0].removeprefix("FOUND "))
+    assert found["epochs"] == [1, 1, 1], f"not all ran at once: {driver.stdout}{driver.stderr}"
     assert (found["before"], found["after"]) == (1, 3)
-    assert found["epochs"] == [1, 1, 1], "all ran at once"
     assert "`min_replicas` must not exceed what the cluster holds" in found["error"]
