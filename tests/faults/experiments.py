@@ -21,6 +21,9 @@ from ray.tune.experiment import Trial
 from adaptdl.runtime import ElasticConfig
 from adaptdl.torch.ambient import close_local_session
 from adaptdl.tune import AdaptDLScheduler, DistributedTrainableCreator
+from adaptdl.tune.checkpoint import Manifest
+from adaptdl.tune.vault import VaultPlace
+from tests.waiting import wait_until
 
 NUM_CPUS = 2
 EPOCHS = 10
@@ -121,15 +124,19 @@ def scheduler() -> AdaptDLScheduler:
 
 
 class KillsCoordinator(Callback):
-    """Kills the coordinator of a trial right after these results were seen, each once."""
+    """Kills the coordinator of a trial right after these results were seen, each once, and when that many are kept."""
 
-    def __init__(self, *numbers: int) -> None:
+    def __init__(self, *numbers: int, kept: int = 0) -> None:
         self._numbers = set(numbers)
+        self._kept = kept
         self.pids: list[int] = []
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Trial, result: dict[str, Any], **info: Any) -> None:
         if result["training_iteration"] in self._numbers:
             self._numbers.discard(result["training_iteration"])
+            assert trial.storage is not None
+            path = trial.storage.trial_fs_path
+            wait_until(lambda: num_kept(path) >= self._kept, f"a state with {self._kept} results", timeout_s=20)
             self.pids.append(result["pid"])
             os.kill(result["pid"], signal.SIGKILL)
 
@@ -163,6 +170,14 @@ def vault_of(trial: Trial) -> list[str]:
 def states_of(trial: Trial) -> list[str]:
     """The names of the complete states in a trial's vault, the newest last; what is being written is not one yet."""
     return [name for name in vault_of(trial) if name.endswith(".zip")]
+
+
+def num_kept(trial_path: str) -> int:
+    """How many results are contained in what the vault of a trial has kept."""
+    place = VaultPlace.of(None, trial_path)
+    assert place is not None
+    manifests = [found.manifest for found in place.find()]
+    return max((manifest.record.num_contained for manifest in manifests if isinstance(manifest, Manifest)), default=0)
 
 
 def check_results(results: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
