@@ -103,8 +103,9 @@ class Damages(Callback):
         """Of the states that lay there, the newest last."""
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Trial, result: dict[str, Any], **info: Any) -> None:
-        if self.paths or result["training_iteration"] < 6 or len(states_of(trial)) < 2:
+        if self.paths or result["training_iteration"] < 6:
             return
+        wait_until(lambda: len(states_of(trial)) >= 2, "two states in the vault")
         os.kill(result["pid"], signal.SIGKILL)
         wait_until(lambda: not is_alive(result["pid"]), "the coordinator to be gone")
         assert trial.storage is not None

@@ -11,6 +11,7 @@ from ray import cloudpickle
 
 from adaptdl.runtime import ElasticConfig, ElasticJob, JobInfo, JobStatus
 from tests.runtime.functions import TrainingFunction
+from tests.waiting import wait_until
 
 __all__ = ["DEADLINE_S", "ELASTIC", "RunningJob", "wait_until_free"]
 
@@ -57,6 +58,14 @@ class RunningJob:
                 and status.reallocations[-1].after == sum(allocation.values())
             ),
             f"the allocation {allocation}",
+        )
+
+    def wait_for_idle_processes(self, number: int) -> None:
+        """Until so many are kept that replicas have left: a function unwinds while the others already train again."""
+        of_job: Any = self.actor.__ray_call__
+        wait_until(
+            lambda: ray.get(of_job.remote(lambda job: len(job._group._launcher._idle))) == number,
+            f"{number} idle processes",
         )
 
     def finish(self) -> list[dict[str, Any]]:

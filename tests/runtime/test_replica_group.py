@@ -91,6 +91,7 @@ def test_a_history_of_reallocations_ends_like_an_undisturbed_run(
     grown = job.wait_for({a: 1, b: 1})
     job.allocate({b: 1})  # rank 0 goes
     job.wait_for({b: 1})
+    job.wait_for_idle_processes(1)
     job.allocate({})
     paused = job.wait_for({})
     assert (paused.phase, dict(paused.held)) == (Phase.PAUSED, {})
@@ -98,6 +99,7 @@ def test_a_history_of_reallocations_ends_like_an_undisturbed_run(
     resumed = job.wait_for({b: 1})
     job.allocate({a: 1})  # nobody stays
     job.wait_for({a: 1})
+    job.wait_for_idle_processes(1)
     job.allocate({})
     job.wait_for({})
     job.allocate({b: 1})  # parked on one node, wanted on the other
