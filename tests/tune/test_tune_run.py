@@ -257,7 +257,7 @@ class AtTheFirstEnd(Callback):
         (
             lambda: PopulationBasedTraining(
                 time_attr="training_iteration",
-                perturbation_interval=3,
+                perturbation_interval=2,
                 hyperparam_mutations={"lr": [0.1, 0.2]},
                 synch=True,
             ),
@@ -277,7 +277,7 @@ def test_schedulers_that_compare_a_population_have_all_of_it(base: Any, num_comp
         metric="score",
         mode="max",
         num_samples=4,
-        config={"steps": 6, "sleep_s": 0.05, "lr": tune.uniform(0.1, 0.2)},
+        config={"steps": 4, "sleep_s": 0.05, "lr": tune.uniform(0.1, 0.2)},
         callbacks=[at_the_first_end],
     )
     assert [trial.status for trial in analysis.trials] == ["TERMINATED"] * 4
