@@ -146,6 +146,32 @@ def test_the_allocation_loop_hears_of_coordinators_that_come_and_go() -> None:
     ]
 
 
+@pytest.mark.parametrize("paused_by", ["decision", "PBT"])
+def test_a_paused_trial_that_runs_again_at_once_comes_after_those_that_wait(paused_by: str) -> None:
+    class Base(FIFOScheduler):
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> str:
+            if paused_by == "decision":
+                return TrialScheduler.PAUSE
+            trial.status = "PAUSED"
+            return TrialScheduler.NOOP
+
+    one = trial(1)
+    scheduler, loop = scheduler_with([one])
+    scheduler._base = Base()
+    experiment = scheduler._experiment
+    assert experiment is not None
+    told = []
+    for actor in ["first", "second", "third"]:
+        one.temporary_state.ray_actor, one.status = actor, "RUNNING"
+        experiment.looked_at = 0.0
+        scheduler._look(experiment)
+        told.append([seen.coordinator for seen in loop.told])
+        loop.told.clear()
+        if actor == "first":
+            scheduler.on_trial_result(CONTROLLER, one, {})  # type: ignore[arg-type]
+    assert told == [["first"], [None, "second"], ["third"]]  # the third came after a failure, and keeps its place
+
+
 def test_a_trial_that_says_nothing_of_resources_gets_the_default_whatever_others_have() -> None:
     def train(config: dict[str, Any]) -> None:
         pass

@@ -51,6 +51,8 @@ class _Tracked:
     status: str = Trial.PENDING
     number: int = -1
     """Of the last reallocation that was logged."""
+    was_paused: bool = False
+    """Its coordinator's turn is over, and nobody has been told so."""
 
 
 @dataclass
@@ -185,7 +187,11 @@ class AdaptDLScheduler(TrialScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision: str = self._base.on_trial_result(tune_controller, trial, result)
         if decision == TrialScheduler.CONTINUE and self._gives_way(trial, result):
-            return TrialScheduler.PAUSE
+            decision = TrialScheduler.PAUSE
+        # PBT pauses by itself the trials that take over another's state.
+        tracked = None if self._experiment is None else self._experiment.tracked.get(trial.trial_id)
+        if tracked is not None and (decision == TrialScheduler.PAUSE or trial.status == Trial.PAUSED):
+            tracked.was_paused = True
         return decision
 
     def _gives_way(self, trial: Trial, result: Mapping[str, Any]) -> bool:
@@ -340,6 +346,10 @@ class AdaptDLScheduler(TrialScheduler):
     def _pass_on(experiment: _Experiment, tracked: _Tracked, coordinator: ActorHandle[Any] | None, status: str) -> None:
         changed = coordinator is not tracked.coordinator
         waits = status == Trial.PENDING
+        if changed and tracked.coordinator is not None and tracked.was_paused:
+            # However soon Tune runs it again: those that have waited come before it.
+            tracked.was_paused = False
+            experiment.loop.tell(Seen(trial_id=tracked.trial.trial_id, coordinator=None, waits=False))
         if changed or waits != (tracked.status == Trial.PENDING):
             experiment.loop.tell(Seen(trial_id=tracked.trial.trial_id, coordinator=coordinator, waits=waits))
         if changed:  # a new one has nothing yet
