@@ -246,12 +246,13 @@ class AtTheFirstEnd(Callback):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("base", "num_compared"),
+    ("base", "epochs", "num_compared"),
     [
         (
             lambda: PopulationBasedTraining(
                 time_attr="training_iteration", perturbation_interval=2, hyperparam_mutations={"lr": [0.1, 0.2]}
             ),
+            3,
             4,
         ),
         (
@@ -261,23 +262,26 @@ class AtTheFirstEnd(Callback):
                 hyperparam_mutations={"lr": [0.1, 0.2]},
                 synch=True,
             ),
+            3,
             4,
         ),
-        (lambda: HyperBandScheduler(time_attr="training_iteration", max_t=4, reduction_factor=2), 3),
+        (lambda: HyperBandScheduler(time_attr="training_iteration", max_t=4, reduction_factor=2), 4, 3),
     ],
     ids=["pbt", "synchronous pbt", "hyperband"],
 )
-def test_schedulers_that_compare_a_population_have_all_of_it(base: Any, num_compared: int, tmp_path: Path) -> None:
+def test_schedulers_that_compare_a_population_have_all_of_it(
+    base: Any, epochs: int, num_compared: int, tmp_path: Path
+) -> None:
     """Of four trials on two devices: none ends before all that it is compared with have begun."""
     at_the_first_end = AtTheFirstEnd()
     analysis = run(
-        without_data_loop(),
+        linear_regression(),
         tmp_path,
         AdaptDLScheduler(base(), interval_s=1.0, max_replicas=1),
-        metric="score",
+        metric="epoch",
         mode="max",
         num_samples=4,
-        config={"steps": 4, "sleep_s": 0.05, "lr": tune.uniform(0.1, 0.2)},
+        config={"epochs": epochs, "lr": tune.uniform(0.1, 0.2)},
         callbacks=[at_the_first_end],
     )
     assert [trial.status for trial in analysis.trials] == ["TERMINATED"] * 4
