@@ -10,6 +10,9 @@ BENCH_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
+# What is made here starts many processes, and each of them would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check bench venv clean
 
 # The tutorial: four trials of a small ConvNet on real MNIST digits share this machine; about four minutes on two CPUs.

@@ -1,7 +1,7 @@
 """A replica: one process that runs the user's function under an elastic session.
 
-The function runs in one thread of a threaded actor; control calls arrive in others and never wait for it. torch is
-imported here and nowhere else in this package, when :meth:`Replica.run` begins.
+The function runs in one thread of a threaded actor; control calls arrive in others and never wait for it. torch and Tune
+are imported here and nowhere else in this package, when :meth:`Replica.run` begins.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ray import cloudpickle
 from ray.actor import ActorHandle
 
 from adaptdl.plan import Advance, Place, Plan, Position, Pulse, Switched, Update
+from adaptdl.runtime.imports import import_all
 from adaptdl.runtime.messages import (
     Broken,
     Ending,
@@ -31,7 +32,6 @@ from adaptdl.runtime.messages import (
     SnapshotTaken,
     TrainingFunctionError,
 )
-from adaptdl.runtime.reporting import ReportingSession, installed
 
 if TYPE_CHECKING:
     from adaptdl.torch.session import ElasticSession
@@ -107,6 +107,11 @@ class Replica:
         called again, for another replica in the same process."""
         try:
             self._enter_directory(spec.job.directory)
+            began = time.monotonic()
+            import_all()
+            logger.debug("replica %s imported torch in %.1f s", spec.member.replica_id, time.monotonic() - began)
+            from adaptdl.runtime.reporting import ReportingSession, installed
+
             host = CoordinatorHost(coordinator, spec.member.replica_id)
             session = self._make_session(spec, host)
             function = cloudpickle.loads(spec.function)
@@ -156,13 +161,11 @@ class Replica:
         self._ready_session().leave()
 
     def _make_session(self, spec: ReplicaSpec, host: CoordinatorHost) -> ElasticSession:
-        began = time.monotonic()
         import torch
 
         from adaptdl.torch.session import ElasticSession
 
         torch.set_num_threads(spec.num_threads)
-        logger.debug("replica %s imported torch in %.1f s", spec.member.replica_id, time.monotonic() - began)
         session = ElasticSession(
             replica=spec.member,
             host=host,
