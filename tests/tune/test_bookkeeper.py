@@ -18,6 +18,7 @@ from ray.train._internal.storage import StorageContext
 from ray.tune.experiment import Trial
 
 from adaptdl.tune.bookkeeper import Bookkeeper, _csv_rows, _cut, _json_rows
+from adaptdl.tune.resume import Known
 
 RESULTS = [{"training_iteration": number, "timestamp": 1000 + number, "text": 'a, "b"'} for number in range(1, 6)]
 
@@ -160,6 +161,7 @@ def simple_trial(name: str, status: str = Trial.RUNNING) -> Any:
         trial_id=name,
         status=status,
         storage=SimpleNamespace(trial_dir_name=None),
+        config={"lr": 0.1},
         run_metadata=SimpleNamespace(last_result={}),
         latest_checkpoint_result=None,
         temporary_state=SimpleNamespace(ray_actor=None),
@@ -221,6 +223,35 @@ def test_a_trial_that_had_ended_and_goes_on_is_looked_at_again(monkeypatch: pyte
     trials[0].status = Trial.PAUSED
     step(bookkeeper, trials)
     assert saved == ["recovered", "started"]
+
+
+def test_a_coordinator_is_told_what_tune_has_seen_since_the_trial_took_over_anothers_state() -> None:
+    """The config may be the same: a categorical value that was drawn again."""
+    trial = simple_trial("exploits")
+    trial.storage.trial_fs_path = "/storage/exploits"
+    bookkeeper = Bookkeeper(lambda: 0.0)
+
+    def told() -> Known:
+        trial.temporary_state.ray_actor = MagicMock()
+        bookkeeper.on_trial_start(iteration=0, trials=[trial], trial=trial)
+        (known,) = trial.temporary_state.ray_actor.know.remote.call_args.args
+        return known
+
+    def result(number: int) -> dict[str, Any]:
+        return {"training_iteration": number, "timestamp": 1000 + number, "config": {"lr": 0.1}}
+
+    told()
+    trial.run_metadata.last_result = result(8)
+    donors = SimpleNamespace(checkpoint=SimpleNamespace(path="/storage/donor/checkpoint_000001"), metrics=result(3))
+    trial.latest_checkpoint_result, trial.status = donors, Trial.PAUSED
+    step(bookkeeper, [trial])
+    trial.status = Trial.RUNNING
+    assert told() == Known(last_result=result(3), interrupted=False, is_current=True)
+    bookkeeper.on_trial_recover(iteration=0, trials=[trial], trial=trial)  # before anything was reported
+    assert told() == Known(last_result=result(3), interrupted=True, is_current=True)
+    trial.run_metadata.last_result = again = {**result(4), "timestamp": 2000}
+    bookkeeper.on_trial_recover(iteration=0, trials=[trial], trial=trial)
+    assert told() == Known(last_result=again, interrupted=True, is_current=True)
 
 
 def test_what_was_kept_of_a_trial_is_removed_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,6 +167,15 @@ def test_after_an_exploit_it_goes_on_from_its_states_since(disk: Disk) -> None:
     assert (which(start), start.num_seen) == ("b7.51", 8)
 
 
+def test_what_was_seen_since_an_exploit_and_not_kept_is_made_again_and_not_reported_again(disk: Disk) -> None:
+    donor = disk.checkpoint(state(7, 30, line="d", trial_id="donor"), trial="donor")
+    disk.keep(state(50, 50))
+    start = disk.start(donor, known(9, is_current=True), at=7)
+    assert (which(start), start.num_seen, start.time_total_s) == ("d7.30", 9, 109.0)
+    assert start.state.saved(9).num_ahead == 2
+    assert (start.descent.trial_id, start.descent.parent, start.descent.ordinal) == ("mine", "d/30", 50)
+
+
 def test_taking_over_the_same_state_twice_begins_another_line(disk: Disk) -> None:
     donor = disk.checkpoint(state(7, 30, line="d", trial_id="donor"), trial="donor")
     disk.keep(state(9, 51, line="b", parent="d/30"))

@@ -73,6 +73,8 @@ class Bookkeeper(Callback):
         """Trials that had a coordinator under this driver."""
         self._waits: dict[str, bool] = {}
         """Trials that were started and do not run: whether they failed."""
+        self._outlived: dict[str, tuple[object, ...] | None] = {}
+        """Of trials that were started: the last result when they began to go on from what they restore; None if it is of now."""
         self._last_results: dict[str, dict[str, Any]] = {}
         """Of trials that are being restored, as before that."""
         self._ended: list[_Ended] = []
@@ -90,12 +92,19 @@ class Bookkeeper(Callback):
                 _mend_log(trial)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        interrupted = trial.trial_id not in self._started or self._waits.get(trial.trial_id, False)
+        is_new = trial.trial_id not in self._started
+        interrupted = is_new or self._waits.get(trial.trial_id, False)
+        if is_new:
+            self._outlived[trial.trial_id] = (
+                None if _has_config_of_now(trial) else _which(trial.run_metadata.last_result)
+            )
+        elif not interrupted:
+            self._outlived[trial.trial_id] = _which(trial.run_metadata.last_result)
         self._started.add(trial.trial_id)
         self._live[trial.trial_id] = trial
         self._removed.discard(trial.trial_id)
         self._waits.pop(trial.trial_id, None)
-        last_result, restored = _last_result(trial), trial.latest_checkpoint_result
+        last_result, restored = self._last_result(trial), trial.latest_checkpoint_result
         if restored is not None and interrupted and _number(restored.metrics) < _number(last_result):
             self._last_results[trial.trial_id] = last_result
         adaptdl: Mapping[str, Any] = getattr(trial, "adaptdl", {})
@@ -104,10 +113,23 @@ class Bookkeeper(Callback):
             num_restarts=adaptdl.get("num_restarts", 0),
             pause_s=adaptdl.get("pause_s", 0.0),
             interrupted=interrupted,
+            is_current=not is_new,
         )
         coordinator = trial.temporary_state.ray_actor
         if coordinator is not None:
             coordinator.know.remote(known)
+
+    def _last_result(self, trial: Trial) -> dict[str, Any]:
+        """The last result that Tune has of the life in which the trial goes on.
+
+        After PBT's exploit, and until its next result, Tune has the last one of the trial's own life. A new driver can only tell
+        by the config of then.
+        """
+        last_result, restored = trial.run_metadata.last_result or {}, trial.latest_checkpoint_result
+        is_outlived = self._outlived[trial.trial_id] == _which(last_result)
+        if is_outlived and restored is not None and _is_anothers(restored, trial):
+            return dict(restored.metrics)
+        return dict(last_result)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._waits[trial.trial_id] = True
@@ -209,21 +231,23 @@ def _number(result: Mapping[str, Any] | None) -> int:
     return number
 
 
-def _last_result(trial: Trial) -> dict[str, Any]:
-    """The last result that Tune has of the life in which the trial goes on.
+def _which(result: Mapping[str, Any] | None) -> tuple[object, ...]:
+    """Tells a trial's results apart."""
+    return tuple((result or {}).get(name) for name in (TRAINING_ITERATION, TIMESTAMP))
 
-    After PBT's exploit, and until its next result, Tune has the last one of the trial's own life, with the config of then.
-    """
-    last_result, restored = dict(trial.run_metadata.last_result or {}), trial.latest_checkpoint_result
-    if restored is None or restored.checkpoint is None:
-        return last_result
-    if Path(restored.checkpoint.path).is_relative_to(_storage(trial).trial_fs_path):
-        return last_result
+
+def _is_anothers(restored: Any, trial: Trial) -> bool:
+    """Whether a checkpoint is of another trial (PBT's exploit)."""
+    checkpoint = restored.checkpoint
+    return checkpoint is not None and not Path(checkpoint.path).is_relative_to(_storage(trial).trial_fs_path)
+
+
+def _has_config_of_now(trial: Trial) -> bool:
+    """Whether the trial's last result was made with the config that it has: PBT's exploit changes it."""
     try:
-        is_of_now = last_result.get("config") == trial.config
+        return bool((trial.run_metadata.last_result or {}).get("config") == trial.config)
     except ValueError:  # of numpy, if there are arrays in it
-        is_of_now = False
-    return last_result if is_of_now else dict(restored.metrics)
+        return False
 
 
 def _storage(trial: Trial) -> StorageContext:

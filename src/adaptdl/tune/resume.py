@@ -44,6 +44,8 @@ class Known:
     interrupted: bool = False
     """The trial failed, or the driver is a new one: it goes on from its newest state. Otherwise from a checkpoint that
     was chosen for it."""
+    is_current: bool = False
+    """The last result is not of the trial's own life before it took over another one's state: the driver has seen it do that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +188,8 @@ def _start(
     if restored is not None and not restored.is_own and found is restored.found:
         descent = Descent(trial_id=trial_id, line=uuid.uuid4().hex, parent=record.descent.name, ordinal=ordinal)
         metrics, num_seen = restored.metrics, record.num_seen
+        if known is not None and known.interrupted and known.is_current:
+            metrics, num_seen = _seen(found, restored, known)
     else:
         descent = replace(record.descent, trial_id=trial_id, ordinal=max(ordinal, record.descent.ordinal))
         metrics, num_seen = _seen(found, restored, known)
