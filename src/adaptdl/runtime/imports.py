@@ -1,4 +1,4 @@
-"""What every replica imports, before its training begins and at two thirds of what it costs otherwise.
+"""What every replica imports, before its training begins and at three quarters of what it costs otherwise.
 
 Imports make some 400,000 objects that stay. Python's garbage collector would go through all of them again whenever there are a
 quarter more, and once more for good measure whenever it is asked to. So it rests meanwhile, and leaves alone afterwards
