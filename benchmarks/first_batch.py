@@ -16,10 +16,9 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import torch
-from findings import Bound, conclude, describe_machine, print_machine, print_table, write_json
+from findings import Bound, conclude, describe_machine, parse_counted, print_machine, print_table, write_json
 from first_batches.changes import Change
 from first_batches.running import change_batch_size, reallocate
 
@@ -112,16 +111,5 @@ def bounds(found: _Found) -> Iterator[Bound]:
             yield Bound(text=f"{text}: workers forked anew", value=num_forked, holds=num_forked == 0)
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=10, help="changes of each kind")
-    parser.add_argument("--no-check", dest="check", action="store_false", help="exit with 0 whether bounds hold or not")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every single change there")
-    args = parser.parse_args(arguments)
-    if args.count < 1:
-        parser.error("--count must be ≥ 1")
-    return args
-
-
 if __name__ == "__main__":
-    sys.exit(main(parse()))
+    sys.exit(main(parse_counted(__doc__, None, counted="changes of each kind", written="change")))

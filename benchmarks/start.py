@@ -15,12 +15,11 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import ray
 import torch
-from findings import Bound, conclude, describe_machine, print_machine, print_table, write_json
+from findings import Bound, conclude, describe_machine, parse_counted, print_machine, print_table, write_json
 
 _MAX_RATIO = 0.8
 _MAX_COLLECTION_S = 0.01
@@ -96,16 +95,5 @@ def bounds(found: _Found) -> Iterator[Bound]:
     )
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=10, help="processes of each kind")
-    parser.add_argument("--no-check", dest="check", action="store_false", help="exit with 0 whether bounds hold or not")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every single process there")
-    args = parser.parse_args(arguments)
-    if args.count < 1:
-        parser.error("--count must be ≥ 1")
-    return args
-
-
 if __name__ == "__main__":
-    sys.exit(main(parse()))
+    sys.exit(main(parse_counted(__doc__, None, counted="processes of each kind", written="process")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -14,7 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Bound", "conclude", "describe_machine", "print_machine", "print_table", "working_directory", "write_json"]
+__all__ = [
+    "Bound",
+    "conclude",
+    "describe_machine",
+    "parse_counted",
+    "print_machine",
+    "print_table",
+    "working_directory",
+    "write_json",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +58,20 @@ def describe_machine(**versions: str) -> dict[str, Any]:
 def print_machine(machine: Mapping[str, Any]) -> None:
     """One line for each."""
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
+
+
+def parse_counted(
+    description: str | None, arguments: Sequence[str] | None, *, counted: str, written: str
+) -> argparse.Namespace:
+    """Of a benchmark that does something `count` times, `counted`, and can write every single one of what is `written`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=10, help=counted)
+    parser.add_argument("--no-check", dest="check", action="store_false", help="exit with 0 whether bounds hold or not")
+    parser.add_argument("--json", type=Path, metavar="FILE", help=f"write every single {written} there")
+    args = parser.parse_args(arguments)
+    if args.count < 1:
+        parser.error("--count must be ≥ 1")
+    return args
 
 
 def conclude(verdicts: Sequence[Bound], *, check: bool) -> int:

@@ -34,9 +34,8 @@ def set_rng_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss_next))
     name, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
-    torch.set_rng_state(
-        state["torch"].clone()
-    )  # of a view into a larger tensor, torch 2.13 reads what lies behind that
+    # A copy: of a view into a larger tensor, torch 2.13 reads what lies behind that.
+    torch.set_rng_state(state["torch"].clone())
     if torch.cuda.is_available():
         for device, values in enumerate(state["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(values.clone(), device)
