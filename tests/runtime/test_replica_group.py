@@ -19,6 +19,7 @@ from adaptdl.runtime.placement import sweep
 from adaptdl.runtime.reporting import installed
 from tests.runtime.functions import TrainingFunction, linear_regression, without_data_loop
 from tests.runtime.jobs import ELASTIC, RunningJob, wait_until_free
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -135,6 +136,23 @@ def test_replicas_with_devices_give_them_back_in_a_pause_and_go_on_from_their_st
     so_far = len(job.results)
     job.wait_until(lambda _: len(job.results) > so_far + 1, "more results")
     assert [result["epoch"] for result in job.results] == list(range(len(job.results)))
+
+
+def stored_bytes() -> float:
+    """In Ray's object stores, of all nodes."""
+    name = "object_store_memory"
+    return float(ray.cluster_resources()[name] - ray.available_resources()[name])
+
+
+def test_what_replicas_need_to_start_is_not_stored_while_they_train(
+    two_nodes: tuple[str, str], start: Callable[..., RunningJob]
+) -> None:
+    a, b = two_nodes
+    before = stored_bytes()
+    job = start(linear_regression(), {"epochs": 2000, "large": bytes(3 * 10**6)})
+    job.allocate({a: 1, b: 1})
+    job.wait_for({a: 1, b: 1})
+    wait_until(lambda: stored_bytes() <= before, "the object stores to be as they were")
 
 
 def test_the_newest_wish_wins(two_nodes: tuple[str, str], start: Callable[..., RunningJob]) -> None:

@@ -28,29 +28,24 @@ class Recorder:
         self.reports.append((metrics, files))
 
 
-def spec(files: Mapping[str, bytes] | None) -> ReplicaSpec:
-    return ReplicaSpec(
-        member=Member(replica_id="r", node_id="n"),
-        job=JobInfo(job_id="abc", name="AdaptDLTrainable_abc", experiment="mine", directory="/somewhere"),
-        alone=True,
-        generation=1,
-        function=b"",
-        config=b"",
-        num_threads=1,
-        resources={"CPU": 1.0},
-        snapshot=None,
-        start=None,
-        files=files,
-        snapshot_interval_s=30.0,
-        join_timeout_s=30.0,
-    )
+SPEC = ReplicaSpec(
+    member=Member(replica_id="r", node_id="n"),
+    job=JobInfo(job_id="abc", name="AdaptDLTrainable_abc", experiment="mine", directory="/somewhere"),
+    alone=True,
+    generation=1,
+    num_threads=1,
+    resources={"CPU": 1.0},
+    start=None,
+    snapshot_interval_s=30.0,
+    join_timeout_s=30.0,
+)
 
 
 @pytest.fixture
 def recorder(request: pytest.FixtureRequest) -> Iterator[Recorder]:
     recorder = Recorder()
     files = getattr(request, "param", None)
-    with installed(ReportingSession(recorder, spec(files))):  # type: ignore[arg-type]
+    with installed(ReportingSession(recorder, SPEC, files)):  # type: ignore[arg-type]
         yield recorder
 
 
@@ -102,7 +97,7 @@ def test_what_cannot_be_reported_is_refused(recorder: Recorder, metrics: Any, me
 
 
 def test_tune_has_no_session_of_ours_afterwards() -> None:
-    with installed(ReportingSession(Recorder(), spec(None))):  # type: ignore[arg-type]
+    with installed(ReportingSession(Recorder(), SPEC, None)):  # type: ignore[arg-type]
         pass
     with pytest.warns(UserWarning, match="meant to only be"):
         assert tune.get_checkpoint() is None
@@ -124,7 +119,7 @@ def test_a_checkpoint_is_written_when_it_is_asked_for_and_goes_with_the_function
     for folder in (of_another_trial, of_a_killed_process, of_this_process):
         folder.mkdir()
     others = sorted([of_another_trial, of_this_process])
-    with installed(ReportingSession(Recorder(), spec({"model.pt": b"weights"}))):  # type: ignore[arg-type]
+    with installed(ReportingSession(Recorder(), SPEC, {"model.pt": b"weights"})):  # type: ignore[arg-type]
         assert of_a_killed_process in copies(tmp_path)
         assert len(copies(tmp_path)) == 3  # nothing was written yet
         for content in (b"weights", b"newer"):

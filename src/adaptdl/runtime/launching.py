@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ from ray.exceptions import RayError
 from adaptdl.plan import Place
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.members import ReplicaRecord, ReplicaState
-from adaptdl.runtime.messages import Ending, JobInfo, Outcome, ReplicaSpec
+from adaptdl.runtime.messages import Cargo, Ending, JobInfo, Outcome, ReplicaSpec
 from adaptdl.runtime.placement import Reservations, actor_options, runs_beside
 from adaptdl.runtime.replica import Replica
 from adaptdl.runtime.waiting import within
@@ -29,6 +31,8 @@ _NUM_CONTROL_THREADS = 8
 
 
 _IDLE_ANSWER_S = 2.0
+_BY_VALUE_BYTES = 2**16
+"""What is smaller travels in the call itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,16 @@ class _Idle:
     actor: ActorHandle[Any]
     until: float
     """Monotonic time at which it is ended."""
+
+
+@dataclass(kw_only=True)
+class _Loading:
+    """Replicas that are being sent the same cargo."""
+
+    cargo: Cargo
+    sent: Any
+    """The cargo, or its only copy in the object store, which is gone when nobody is being sent it any more."""
+    num_replicas: int = 0
 
 
 class ReplicaFailed(Exception):
@@ -72,6 +86,7 @@ class Launcher:
         self._reservations = reservations
         self._actor_class: Any = ray.remote(Replica)
         self._idle: list[_Idle] = []
+        self._loading: _Loading | None = None
 
     async def reserve(self, record: ReplicaRecord, elastic: ElasticConfig) -> None:
         """Takes a place on the replica's node.
@@ -120,6 +135,26 @@ class Launcher:
         except (RayError, TimeoutError) as error:
             raise ReplicaFailed(str(error)) from error
 
+    async def load(
+        self,
+        record: ReplicaRecord,
+        elastic: ElasticConfig,
+        *,
+        snapshot: bytes | None,
+        files: Mapping[str, bytes] | None,
+    ) -> None:
+        """Sends the process what is large: function and config, the state to start from, the user's own checkpoint.
+
+        Raises:
+            ReplicaFailed: it could not be sent, or was not taken in time.
+        """
+        assert record.actor is not None
+        try:
+            with self._shared(snapshot, files) as cargo:
+                await within(elastic.boot_timeout_s, record.actor.load.remote(cargo), "a replica to have what it needs")
+        except (RayError, OSError) as error:  # the object store may be full
+            raise ReplicaFailed(f"it could not be sent what it needs: {_first_line(error)}") from error
+
     async def run(
         self,
         record: ReplicaRecord,
@@ -128,10 +163,8 @@ class Launcher:
         alone: bool,
         generation: int,
         start: Place | None,
-        snapshot: bytes | None,
-        files: Any,
     ) -> Outcome:
-        """Runs the user's function in the replica, to its end.
+        """Runs the user's function in the replica, to its end; after `load`.
 
         Raises:
             ReplicaFailed: the process ended before, or could not be told.
@@ -144,26 +177,38 @@ class Launcher:
             job=self._job,
             alone=alone,
             generation=generation,
-            function=self._function,
-            config=self._config,
             num_threads=max(1, int(resources.get("CPU", 1.0))),
             resources=dict(resources),
-            snapshot=snapshot,
             start=start,
-            files=files,
             snapshot_interval_s=elastic.snapshot_interval_s,
             join_timeout_s=elastic.join_timeout_s,
         )
         try:
             running: Any = record.actor.run.remote(spec, self._coordinator)
-        except (RayError, OSError) as error:  # snapshot and files go by way of the object store, which may be full
-            raise ReplicaFailed(f"it could not be sent what it needs: {_first_line(error)}") from error
+        except (RayError, OSError) as error:
+            raise ReplicaFailed(f"it could not be told to run: {_first_line(error)}") from error
         record.launched.set()
         try:
             outcome: Outcome = await running
         except RayError as error:
             raise ReplicaFailed(f"its process ended: {_first_line(error)}") from error
         return outcome
+
+    @contextlib.contextmanager
+    def _shared(self, snapshot: bytes | None, files: Mapping[str, bytes] | None) -> Iterator[Any]:
+        """While a replica is sent these (and function and config): what to send. Those that are sent the same share a copy."""
+        loading = self._loading
+        if loading is None or loading.cargo.snapshot is not snapshot or loading.cargo.files is not files:
+            cargo = Cargo(function=self._function, config=self._config, snapshot=snapshot, files=files)
+            sent = cargo if cargo.num_bytes < _BY_VALUE_BYTES else ray.put(cargo)
+            loading = self._loading = _Loading(cargo=cargo, sent=sent)
+        loading.num_replicas += 1
+        try:
+            yield loading.sent
+        finally:
+            loading.num_replicas -= 1
+            if not loading.num_replicas and self._loading is loading:
+                self._loading = None
 
     def end(self, record: ReplicaRecord) -> None:
         """Ends the process at once and gives the place back."""

@@ -13,6 +13,7 @@ from adaptdl.plan import Member, Place, Position, Switched, Update
 
 __all__ = [
     "Broken",
+    "Cargo",
     "Ending",
     "Event",
     "JobError",
@@ -62,8 +63,27 @@ class JobInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cargo:
+    """What may be large of all that a replica needs to run the user's function; the same for all that start together."""
+
+    function: bytes
+    """The user's function of one argument, pickled."""
+    config: bytes
+    """Its argument, pickled."""
+    snapshot: bytes | None
+    """The state to start from."""
+    files: Mapping[str, bytes] | None
+    """The user's own checkpoint: file name → content."""
+
+    @property
+    def num_bytes(self) -> int:
+        files = 0 if self.files is None else sum(map(len, self.files.values()))
+        return len(self.function) + len(self.config) + len(self.snapshot or b"") + files
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReplicaSpec:
-    """All a replica needs to run the user's function."""
+    """The rest of it."""
 
     member: Member
     job: JobInfo
@@ -71,17 +91,10 @@ class ReplicaSpec:
     """The first generation is this replica alone: it is a member before the function starts."""
     generation: int
     """The number of that first generation."""
-    function: bytes
-    """The user's function of one argument, pickled."""
-    config: bytes
-    """Its argument, pickled."""
     num_threads: int
     """Threads torch may use, ≥ 1."""
     resources: Mapping[str, float]
-    snapshot: bytes | None
     start: Place | None
-    files: Mapping[str, bytes] | None
-    """The user's own checkpoint: file name → content."""
     snapshot_interval_s: float
     join_timeout_s: float
 

@@ -22,6 +22,7 @@ from adaptdl.plan import Advance, Place, Plan, Position, Pulse, Switched, Update
 from adaptdl.runtime.imports import import_all
 from adaptdl.runtime.messages import (
     Broken,
+    Cargo,
     Ending,
     Event,
     Left,
@@ -95,6 +96,7 @@ class Replica:
     """The actor. Made with ``max_concurrency`` > 1: `run` lasts as long as the user's function."""
 
     def __init__(self) -> None:
+        self._cargo: Cargo | None = None
         self._session: ElasticSession | None = None
         self._has_session = threading.Event()
 
@@ -102,8 +104,12 @@ class Replica:
         """Answers once the process is there: its id."""
         return os.getpid()
 
+    def load(self, cargo: Cargo) -> None:
+        """What the next `run` needs. By itself, since Ray keeps a call's arguments in its object store until the call returns."""
+        self._cargo = cargo
+
     def run(self, spec: ReplicaSpec, coordinator: ActorHandle[Any]) -> Outcome:
-        """Runs the user's function to its end. Never raises what the function raises: the outcome says it. May be
+        """Runs the user's function to its end, after `load`. Never raises what the function raises: the outcome says it. May be
         called again, for another replica in the same process."""
         try:
             self._enter_directory(spec.job.directory)
@@ -113,10 +119,12 @@ class Replica:
             from adaptdl.runtime.reporting import ReportingSession, installed
 
             host = CoordinatorHost(coordinator, spec.member.replica_id)
-            session = self._make_session(spec, host)
-            function = cloudpickle.loads(spec.function)
-            config = cloudpickle.loads(spec.config)
-            with installed(ReportingSession(session, spec)):
+            cargo, self._cargo = self._cargo, None
+            assert cargo is not None
+            session = self._make_session(spec, cargo.snapshot, host)
+            function, config, files = cloudpickle.loads(cargo.function), cloudpickle.loads(cargo.config), cargo.files
+            del cargo
+            with installed(ReportingSession(session, spec, files)):
                 returned = session.run(function, config)
             host.flush()
         except SystemExit as exit_:
@@ -160,7 +168,7 @@ class Replica:
     def leave(self) -> None:
         self._ready_session().leave()
 
-    def _make_session(self, spec: ReplicaSpec, host: CoordinatorHost) -> ElasticSession:
+    def _make_session(self, spec: ReplicaSpec, snapshot: bytes | None, host: CoordinatorHost) -> ElasticSession:
         import torch
 
         from adaptdl.torch.session import ElasticSession
@@ -169,7 +177,7 @@ class Replica:
         session = ElasticSession(
             replica=spec.member,
             host=host,
-            snapshot=spec.snapshot,
+            snapshot=snapshot,
             start=spec.start,
             snapshot_interval_s=spec.snapshot_interval_s,
             join_timeout_s=spec.join_timeout_s,

@@ -33,7 +33,13 @@ _PREFIX = "adaptdl-checkpoint-"
 
 
 class ReportingSession:
-    """What Tune's functions need of a session, for one replica."""
+    """What Tune's functions need of a session, for one replica.
+
+    Args:
+        session: where results go.
+        spec: the replica's.
+        files: the user's own checkpoint, which the function goes on from.
+    """
 
     world_rank = None
     world_size = None
@@ -44,14 +50,14 @@ class ReportingSession:
     dataset_shard = None
     run_id = None
 
-    def __init__(self, session: ElasticSession, spec: ReplicaSpec) -> None:
+    def __init__(self, session: ElasticSession, spec: ReplicaSpec, files: Mapping[str, bytes] | None) -> None:
         self._session = session
         self.trial_id = spec.job.job_id
         self.trial_name = spec.job.name
         self.experiment_name = spec.job.experiment
         self.trial_resources = PlacementGroupFactory([dict(spec.resources)])
         self.trial_dir = spec.job.directory or os.getcwd()
-        self._files = spec.files
+        self._files = files
         self._loaded: Checkpoint | None = None
         self._directory: Path | None = None
 

@@ -112,15 +112,13 @@ class Starter:
             if alone_for is not None:
                 generation = self.switcher.next_generation()
                 self.news.began_alone(generation, alone_for)
-            outcome = await self.launcher.run(
+            await self.launcher.load(
                 record,
                 elastic,
-                alone=alone,
-                generation=generation,
-                start=start,
                 snapshot=self.results.newest.snapshot if source is None or source is record else None,
                 files=self.results.newest.files,
             )
+            outcome = await self.launcher.run(record, elastic, alone=alone, generation=generation, start=start)
         except ReplicaFailed as error:
             await self.ends.process_ended(record, str(error))
         except Exception as error:  # whatever it was: nobody else would learn that this replica will not come
