@@ -22,7 +22,7 @@ demo: $(STAMP)
 # All of them in files side by side (a test that starts processes keeps one CPU busy, rarely two), and then those that need quiet.
 test: $(STAMP)
 ifeq ($(strip $(TEST_ARGS)),)
-	@$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile -m "not quiet"
+	@$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m "not quiet"
 	@$(BIN)/python -m pytest -q -m quiet
 else
 	@$(BIN)/python -m pytest -q $(TEST_ARGS)
