@@ -244,7 +244,7 @@ def test_nothing_is_left_when_the_coordinator_is_killed_in_the_middle_of_a_reall
     job.allocate({a: 1})
     job.wait_for({a: 1})
     job.allocate({a: 2, b: 1})
-    time.sleep(0.5)
+    job.wait_until(lambda status: dict(status.held) == {a: 2, b: 1}, "the newcomers to be on their way")
     ray.kill(job.actor)
     deadline = time.monotonic() + 10
     while any(actor["State"] == "ALIVE" for actor in ray._private.state.actors().values()):
