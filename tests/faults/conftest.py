@@ -83,3 +83,9 @@ def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., RunningJob
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> SurvivingTrial:
     """One replica throughout."""
     return run(1, tmp_path_factory.mktemp("flags"), [])
+
+
+@pytest.fixture(scope="session")
+def undisturbed_wide(tmp_path_factory: pytest.TempPathFactory) -> SurvivingTrial:
+    """The same of the wide network."""
+    return run(1, tmp_path_factory.mktemp("flags"), [], is_wide=True)

@@ -26,14 +26,20 @@ def step_of(where: str) -> int:
 
 
 @pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize(("num_replicas", "rank"), [(2, 0), (3, 1)])
+@pytest.mark.parametrize(("num_replicas", "rank", "is_wide"), [(2, 0, True), (3, 1, False)])
 def test_survivors_go_on_from_the_last_step(
-    where: str, num_replicas: int, rank: int, tmp_path: Path, undisturbed: SurvivingTrial
+    where: str,
+    num_replicas: int,
+    rank: int,
+    is_wide: bool,
+    tmp_path: Path,
+    undisturbed: SurvivingTrial,
+    undisturbed_wide: SurvivingTrial,
 ) -> None:
-    trial = run(num_replicas, tmp_path, [(rank, step_of(where), where)])
+    trial = run(num_replicas, tmp_path, [(rank, step_of(where), where)], is_wide=is_wide)
     assert (tmp_path / "struck-0").exists()
     assert trial.num_recoveries >= 1
-    check(trial, undisturbed)
+    check(trial, undisturbed_wide if is_wide else undisturbed)
 
 
 @pytest.mark.parametrize("where", ["all-reduce", "validation"])

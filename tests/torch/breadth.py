@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import adaptdl.torch as adl
-from tests.torch.functions import Numbers, network, parameters
+from tests.torch.functions import Numbers, network, parameters, wide_network
 
 __all__ = ["CASES", "WHOLE_ONLY", "train_all"]
 
@@ -110,6 +110,55 @@ class _Tied(nn.Module):
         return output
 
 
+class _Pictures(nn.Module):
+    """Its weights, and so their gradients, do not lie in memory in the order of their indices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, (2, 1), dtype=_DTYPE), nn.Tanh(), nn.Conv2d(4, 1, 1, dtype=_DTYPE))
+        self.layers.to(memory_format=torch.channels_last)
+        assert not self.layers[0].weight.is_contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.layers(x.view(-1, 3, 2, 1)).view(-1, 1)
+        return output
+
+
+class _TwoTasks(nn.Module):
+    """Has an output for each, of layers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tasks = nn.ModuleList(nn.Linear(6, 1, dtype=_DTYPE) for _ in range(2))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [task(x) for task in self.tasks]
+
+
+def _two_passes(case: str, order: Sequence[int]) -> tuple[list[nn.Module], Step]:
+    """A backward pass for each task."""
+    module = _TwoTasks()
+    optimizer = _sgd(module)
+    model = adl.AdaptiveDataParallel(module, optimizer, name=case)
+
+    def step(inputs: Tensor, targets: Tensor) -> None:
+        optimizer.zero_grad()
+        outputs = model(inputs)
+        for task in order:
+            functional.mse_loss(outputs[task], targets).backward()
+        optimizer.step()
+
+    return [module], step
+
+
+def _deep() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [layer for _ in range(33) for layer in (nn.Linear(6, 6, dtype=_DTYPE), nn.Tanh())]
+    return nn.Sequential(*layers, nn.Linear(6, 1, dtype=_DTYPE))
+
+
 def _frozen() -> nn.Module:
     module = network()
     first = next(iter(module.children()))
@@ -174,6 +223,11 @@ CASES: dict[str, Callable[[str], tuple[list[nn.Module], Step]]] = {
     "shared parameters": lambda case: _plain(case, _Tied()),
     "frozen parameters": lambda case: _plain(case, _frozen()),
     "compiled": lambda case: _plain(case, torch.compile(network(), backend="aot_eager")),  # type: ignore[arg-type]
+    "weights in another order": lambda case: _plain(case, _Pictures()),
+    "many parameters": lambda case: _plain(case, _deep()),
+    "several buckets": lambda case: _plain(case, wide_network()),
+    "two passes": lambda case: _two_passes(case, (0, 1)),
+    "two passes the other way round": lambda case: _two_passes(case, (1, 0)),
     "two models": _gan,
     "gradient scaler": _scaled,
 }

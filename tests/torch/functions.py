@@ -33,6 +33,19 @@ def network(dtype: torch.dtype = torch.float64) -> torch.nn.Module:
     )
 
 
+def wide_network(dtype: torch.dtype = torch.float64) -> torch.nn.Module:
+    """Its gradients are two buckets of DistributedDataParallel."""
+    torch.manual_seed(3)
+    width = 2**20 // (7 * dtype.itemsize) + 1
+    return torch.nn.Sequential(
+        torch.nn.Linear(6, 6, dtype=dtype),
+        torch.nn.Linear(6, width, dtype=dtype),
+        torch.nn.Tanh(),
+        torch.nn.AdaptiveAvgPool1d(16),
+        torch.nn.Linear(16, 1, dtype=dtype),
+    )
+
+
 def stop_for_reallocations(config: dict[str, Any]) -> None:
     """After the k-th of the steps in `stops`, rank 0 waits until the k-th reallocation is done or about to be."""
     session = adl.current_session()
@@ -60,7 +73,7 @@ def regression(config: dict[str, Any]) -> dict[str, Any]:
         num_workers=config.get("num_workers", 0),
         drop_last=config.get("drop_last", False),
     )
-    module = network(dtype)
+    module = wide_network(dtype) if config.get("is_wide") else network(dtype)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
     model = adl.AdaptiveDataParallel(module, optimizer)
     model.train(not config.get("eval", False))
@@ -91,7 +104,7 @@ def varied(config: dict[str, Any]) -> dict[str, Any]:
     )
     second = adl.AdaptiveDataLoader(Numbers(24, dtype), batch_size=6, shuffle=True, seed=7)
     test = adl.AdaptiveDataLoader(Numbers(31, dtype), batch_size=8)
-    module = network(dtype)
+    module = wide_network(dtype) if case == "wide" else network(dtype)
     if case == "adam":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
     else:

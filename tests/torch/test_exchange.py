@@ -26,13 +26,17 @@ def counting(config: dict[str, Any]) -> dict[str, Any]:
     """
     dtype = config.get("dtype", torch.float64)
     sums: list[int] = []
-    original = dist.all_reduce
+    reduce, gather = dist.all_reduce, dist.all_gather_single
 
     def all_reduce(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         sums.append(tensor.numel())
-        return original(tensor, *args, **kwargs)
+        return reduce(tensor, *args, **kwargs)
 
-    dist.all_reduce = all_reduce
+    def all_gather_single(tensors: torch.Tensor, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        sums.append(tensor.numel())
+        return gather(tensors, tensor, *args, **kwargs)
+
+    dist.all_reduce, dist.all_gather_single = all_reduce, all_gather_single
     loader = adl.AdaptiveDataLoader(Numbers(8 * STEPS_OF_A_PASS, torch.float32), batch_size=8, shuffle=True)
 
     def make(name: str) -> tuple[adl.AdaptiveDataParallel, torch.optim.Optimizer]:
@@ -82,13 +86,15 @@ def close_to(expected: list[list[float]]) -> Any:
     return [pytest.approx(values, rel=1e-9, abs=1e-12) for values in expected]
 
 
-def test_a_tiny_model_has_one_collective_in_a_step() -> None:
-    found = ends()
+@pytest.mark.parametrize("width", [4, 10_000], ids=["gathered", "reduced"])
+def test_a_tiny_model_has_one_collective_in_a_step(width: int) -> None:
+    found = ends(width=width)
     for end in found:
         first, *others = [len(sums) for sums in end["sums"]]
         assert first == 2  # its replicas do not know of each other yet
         assert others == [1] * (3 * STEPS_OF_A_PASS - 1)
-        assert end["parameters"] == close_to(alone()["parameters"])
+        assert end["parameters"] == close_to(alone(width=width)["parameters"])
+        assert end["parameters"] == found[0]["parameters"]  # to the last bit
 
 
 @pytest.mark.parametrize("config", [{"width": 40_000}, {"dtype": torch.bfloat16}], ids=["large", "bfloat16"])

@@ -34,9 +34,14 @@ def assert_close(got: list[float], expected: list[float], bound: float) -> None:
     assert torch.linalg.vector_norm(a - b) <= bound * torch.linalg.vector_norm(b)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_1_2_3_1_replicas_end_with_the_parameters_of_an_undisturbed_run(dtype: torch.dtype, bound: float) -> None:
-    config = {"dtype": dtype, "epochs": 3}
+@pytest.mark.parametrize(
+    ("dtype", "is_wide", "bound"),
+    [(torch.float64, False, 1e-10), (torch.float64, True, 1e-10), (torch.float32, False, 1e-5)],
+)
+def test_1_2_3_1_replicas_end_with_the_parameters_of_an_undisturbed_run(
+    dtype: torch.dtype, is_wide: bool, bound: float
+) -> None:
+    config = {"dtype": dtype, "is_wide": is_wide, "epochs": 3}
     _, [undisturbed] = run([1], config)
     trial, [moved] = run([1, 2, 3, 1], {**config, "stops": [3, 9, 15]})
     assert moved["steps"] == undisturbed["steps"] == 21
@@ -100,7 +105,17 @@ def samples_of(replica: Any) -> list[tuple[int, int]]:
     raise AssertionError(f"{replica.member.replica_id} did not tell its samples")
 
 
-CASES = ["early_break", "two_loaders", "workers", "lr_scheduler", "accumulation", "adam", "clip", "zero_between"]
+CASES = [
+    "early_break",
+    "two_loaders",
+    "workers",
+    "lr_scheduler",
+    "accumulation",
+    "adam",
+    "clip",
+    "zero_between",
+    "wide",
+]
 
 
 @pytest.mark.parametrize("case", CASES)

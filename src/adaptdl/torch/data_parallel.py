@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import types
@@ -17,6 +18,7 @@ from torch.utils import _pytree
 from adaptdl.errors import SnapshotError, UsageError
 from adaptdl.goodput import GradParams
 from adaptdl.torch.ambient import current_session
+from adaptdl.torch.buckets import Bucket
 from adaptdl.torch.exchange import Carrier
 from adaptdl.torch.gradient_noise import GradientNoise
 from adaptdl.torch.group import Group, GroupBroken
@@ -27,6 +29,7 @@ from adaptdl.torch.registry import State
 from adaptdl.torch.scaling_rules import ScalingRule, check_scaling_rule, default_scaling_rule
 from adaptdl.torch.second_moments import has_second_moments, second_moments
 from adaptdl.torch.session import ElasticSession
+from adaptdl.torch.small_gradients import SmallGradients
 from adaptdl.torch.transfer import broadcast_states
 from adaptdl.torch.warm_up import warm_up
 
@@ -101,6 +104,8 @@ class AdaptiveDataParallel(torch.nn.Module):
         object.__setattr__(self, "_ddp", None)  # not a submodule: its parameters are the module's
         self._is_dirty = False
         """Gradients of a part of a step are there, and wait for the other parts."""
+        self._small: SmallGradients | None = None
+        """In place of DistributedDataParallel, where that would take longer."""
         self._parts: PartNorms | None = None
         self._hidden: dict[torch.nn.Parameter, torch.Tensor] = {}
         """Gradients of the parts of a step so far, while the next part has not begun: nothing is done with them."""
@@ -127,21 +132,28 @@ class AdaptiveDataParallel(torch.nn.Module):
             if is_out_of_memory(error):
                 self._session.note_out_of_memory()
             if _UNFINISHED in str(error):
-                raise self._unused_parameters(str(error)) from error
+                raise _unused_parameters(self._unused_names(str(error))) from error
             raise
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self._ddp is None or not torch.is_grad_enabled():
+        if self._reducer is None or not torch.is_grad_enabled():
             return self.module(*args, **kwargs)
         self._was_called = True
         self._begin_part()
         session = self._session
-        if session.is_broken or (session.num_replicas > 1 and not self._buckets_agreed()):
-            return self.module(*args, **kwargs)  # the step is void
+        is_void = session.is_broken or (session.num_replicas > 1 and not self._buckets_agreed())
+        if self._small is not None:
+            object.__setattr__(self, "_ddp", None)
+            if missing := self._small.missing:
+                raise _unused_parameters(self._names(missing))
+            self._small.begin_pass(is_summed=not is_void and not session.is_accumulating)
+        if is_void:
+            return self.module(*args, **kwargs)
+        compute = self.module if self._ddp is None else self._ddp
         if not session.is_accumulating:
-            return self._ddp(*args, **kwargs)
-        with self._ddp.no_sync():
-            output = self._ddp(*args, **kwargs)
+            return compute(*args, **kwargs)
+        with contextlib.nullcontext() if self._ddp is None else self._ddp.no_sync():
+            output = compute(*args, **kwargs)
         for tensor in _pytree.tree_leaves(output):
             if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
                 tensor.register_hook(self._mark_dirty)
@@ -307,11 +319,16 @@ class AdaptiveDataParallel(torch.nn.Module):
         object.__setattr__(self, "_ddp", None)
         self._reducer = None
         self._watch_no_parts()
+        if self._small is not None:
+            self._small.remove()
+            self._small = None
 
     def end_loop(self) -> None:
         """A loop is over; parts of a step that was not finished are not waited for."""
         self._is_dirty, self._hidden = False, {}
         self._watch_no_parts()
+        if self._small is not None:
+            self._small.begin_pass(is_summed=False)
         if self._reducer is not None:
             self._reducer.drop_sums()
 
@@ -351,23 +368,27 @@ class AdaptiveDataParallel(torch.nn.Module):
                 self._buckets_are_final = self._ddp.reducer._rebuild_buckets() or self.find_unused_parameters
         except GroupBroken as error:
             if _UNFINISHED in str(error):
-                raise self._unused_parameters(str(error)) from error
+                raise _unused_parameters(self._unused_names(str(error))) from error
             raise
 
-    def _unused_parameters(self, message: str) -> UsageError:
+    def _unused_names(self, message: str) -> Sequence[str]:
         """Of torch's message, which has their numbers."""
         trained = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
         found = _UNUSED.search(message)
-        names = [trained[int(number)] for number in found[1].split()] if found else ["some of them"]
-        return UsageError(
-            "every parameter must have a part in the loss of every step, or AdaptiveDataParallel be made with "
-            f"find_unused_parameters=True; in the step before, {', '.join(names)} had none"
-        )
+        return [trained[int(number)] for number in found[1].split()] if found else ["some of them"]
+
+    def _names(self, parameters: Sequence[torch.Tensor]) -> Sequence[str]:
+        return [name for name, parameter in self.module.named_parameters() if any(parameter is p for p in parameters)]
 
     def match_step(self) -> None:
         """Takes part with zeros in a backward pass that others make."""
-        if self._ddp is not None:
-            with self._session.sound_group().waiting():
+        session = self._session
+        if self._small is not None:
+            was_carried, session.was_carried = session.was_carried, False
+            if not was_carried:
+                session.sound_group().all_reduce(torch.zeros_like(self._small.buffer()))
+        elif self._ddp is not None:
+            with session.sound_group().waiting():
                 self._ddp._match_all_reduce_for_bwd_pass()
                 if self._ddp.find_unused_parameters:
                     self._ddp._match_unused_params_allreduce()
@@ -399,22 +420,40 @@ class AdaptiveDataParallel(torch.nn.Module):
         if group.rank != 0:
             self._state.load_state_dict(dict(states))
 
-    def _reduce(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def _reduce(self, bucket: Bucket) -> torch.futures.Future[torch.Tensor]:
+        """The communication hook."""
         session, reducer = self._session, self._reducer
         assert reducer is not None
         if session.is_matching:
             was_carried, session.was_carried = session.was_carried, False
-            return reducer.unsummed(bucket) if was_carried else reducer.zeros(bucket)
+            return _done(bucket.buffer()) if was_carried else _zeros(bucket.buffer())
+        if bucket.index() == 0:  # before DistributedDataParallel's own callback
+            torch.autograd.Variable._execution_engine.queue_callback(reducer.await_sums)
+        self._begin_sum(bucket)
+        is_small = reducer.carrier is not None and not self.find_unused_parameters and SmallGradients.fits(bucket)
+        if is_small and (session.num_replicas == 1 or self._buckets_are_final):  # from the next step on
+            self._small = SmallGradients(bucket, functools.partial(_reduce_small, weakref.ref(self)))
+        return _done(bucket.buffer())
+
+    def _reduce_small(self) -> None:
+        assert self._small is not None
+        assert self._reducer is not None
+        self._begin_sum(self._small)
+        self._reducer.await_sums()
+
+    def _begin_sum(self, bucket: Bucket) -> None:
+        """No error is raised if the group is lost: the step is void then."""
+        session, reducer = self._session, self._reducer
+        assert reducer is not None
         if session.is_broken:
-            return reducer.unsummed(bucket)
+            return
         if bucket.index() == 0:
-            if session.num_replicas > 1:
-                reducer.note_carrier(bucket)
+            reducer.note_carrier(bucket)
             session.on_first_bucket(self)
             scale = self._mp_scaler.get_scale() if self._mp_scaler is not None else 1.0
             parts, self._parts = self._parts, None
             reducer.begin(session.micro, session.init_batch_size or 1, scale, parts)
-        return reducer.reduce(bucket, session.micro)
+        reducer.reduce(bucket, session.micro)
 
     @property
     def sync_time_s(self) -> float:
@@ -469,6 +508,32 @@ def _reduce_bucket(
 
 # DistributedDataParallel compares the annotations of its hook with these objects, and would not know them as strings.
 _reduce_bucket.__annotations__.update({"bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]})
+
+
+def _reduce_small(ref: weakref.ref[AdaptiveDataParallel]) -> None:
+    if (model := ref()) is not None:
+        model._reduce_small()
+
+
+def _done(buffer: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+    done: torch.futures.Future[torch.Tensor] = torch.futures.Future(devices=[buffer.device] if buffer.is_cuda else None)
+    done.set_result(buffer)
+    return done
+
+
+def _zeros(buffer: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+    """Of a replica that keeps the others company, which awaits the future itself."""
+    work = dist.all_reduce(buffer, async_op=True)
+    assert work is not None
+    future: torch.futures.Future[torch.Tensor] = work.get_future()
+    return future
+
+
+def _unused_parameters(names: Sequence[str]) -> UsageError:
+    return UsageError(
+        "every parameter must have a part in the loss of every step, or AdaptiveDataParallel be made with "
+        f"find_unused_parameters=True; in the step before, {', '.join(names)} had none"
+    )
 
 
 def _skip_while_accumulating(target: Any, methods: Sequence[str], session: ElasticSession) -> None:

@@ -24,23 +24,33 @@ gradients are one small bucket, the exchange travels at its end, and there is on
 What was said in one exchange holds for the next one, so that all replicas, wherever they are, launch the same collective: one
 that has no gradients (it has left the loop, or begins one) sends zeros in their place. If nobody's gradients are in it after all
 (there are more models now), they follow by themselves.
+
+A small vector is gathered, and every replica sums for itself: a gloo ring gathers in K - 1 rounds of one message, and reduces in
+twice as many, of several. All add in the order of ranks, vector by vector, so that the sums are the same to the last bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
+from adaptdl.torch.buckets import Bucket
 from adaptdl.torch.group import Group, GroupBroken
 
-__all__ = ["Carrier", "Exchanged", "StepExchange"]
+__all__ = ["ROOM", "Carrier", "Exchanged", "StepExchange"]
 
 _NUM_FIXED, _NUM_PER_MODEL = 7, 4
+ROOM = _NUM_FIXED + _NUM_PER_MODEL
+"""Elements that an exchange adds to gradients which carry it: those of the only model."""
 _MOST_CARRYING = 2**18
 """Elements of gradients that are copied for a ride: about as many as DistributedDataParallel puts into its first bucket."""
+_MOST_GATHERED = 2**16
+"""Elements that a replica gets from all in one exchange; with more of them, to reduce is sooner done."""
 
 
 class Carrier(NamedTuple):
@@ -50,7 +60,7 @@ class Carrier(NamedTuple):
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, bucket: dist.GradBucket) -> Carrier | None:
+    def of(cls, bucket: Bucket) -> Carrier | None:
         """`bucket`, a first one, if it can carry an exchange: a copy of it must be cheap, and hold the entries."""
         buffer = bucket.buffer()
         if not bucket.is_last() or buffer.device.type != "cpu" or buffer.numel() > _MOST_CARRYING:
@@ -85,10 +95,10 @@ class StepExchange:
         self._group = group
         self._entries: list[float] | None = None
         """This replica's, of the exchange that was not taken yet."""
-        self._vector = torch.empty(0, device="cpu")
-        """Under way, or sent last: gradients or zeros, and the entries."""
-        self._values = self._vector.numpy()
-        """Its memory. So few numbers are sooner written and read by numpy."""
+        self._vector: torch.Tensor | None = None
+        """Under way: gradients or zeros, and the entries."""
+        self._summands: Sequence[NDArray[Any]] = ()
+        """Memory whose sum is that of all vectors, once they are there. So few numbers are sooner written and read by numpy."""
         self._work: dist.Work | None = None
         self._is_launched, self._is_summed = False, False
         """Whether it has left (or could not), and whether it was waited for."""
@@ -159,29 +169,47 @@ class StepExchange:
             entries.append(float(due and self._group.rank == 0))
         self._entries, self._next_carrier = entries, next_carrier
         if not is_carried:
-            self._launch(None)
+            self._launch()
 
-    def carry(self, gradients: torch.Tensor) -> None:
-        """Launches the exchange that awaits them; `deliver` must follow. Raises GroupBroken."""
+    def carry(self, gradients: torch.Tensor, vector: torch.Tensor | None) -> None:
+        """Launches the exchange that awaits them; `deliver` must follow. Raises GroupBroken.
+
+        Args:
+            vector: in which they are followed by `ROOM` elements that can be written; None: they must be copied.
+        """
         assert self.awaits_gradients
-        self._launch(gradients)
+        self._launch(gradients, vector)
 
     def deliver(self, gradients: torch.Tensor) -> None:
         """Waits, and puts the sum into `gradients`, which it has carried. Raises GroupBroken."""
         self._wait()
-        gradients.numpy()[:] = self._values[: gradients.numel()]
+        self._sum(slice(gradients.numel()), gradients.numpy())
 
-    def _launch(self, gradients: torch.Tensor | None) -> None:
+    def _launch(self, gradients: torch.Tensor | None = None, vector: torch.Tensor | None = None) -> None:
         assert self._entries is not None
-        carrier, num_entries = self._carrier, len(self._entries)
-        numel, dtype = (0, torch.float64) if carrier is None else carrier
-        if len(self._vector) != numel + num_entries or self._vector.dtype != dtype:
-            self._vector = torch.empty(numel + num_entries, dtype=dtype, device="cpu")
-            self._values = self._vector.numpy()
-        self._values[:numel] = 0 if gradients is None else gradients.numpy()
-        self._values[numel:] = self._entries
-        self._is_launched = True
-        self._work = self._group.all_reduce_async(self._vector)
+        numel, dtype = (0, torch.float64) if self._carrier is None else self._carrier
+        if vector is None:
+            vector = torch.zeros(numel + len(self._entries), dtype=dtype, device="cpu")
+            if gradients is not None:
+                vector[:numel] = gradients
+        values = vector.numpy()
+        values[numel:] = self._entries
+        self._vector, self._is_launched = vector, True
+        num_replicas = self._group.num_replicas
+        if num_replicas * len(values) > _MOST_GATHERED:
+            self._summands = [values]
+            self._work = self._group.all_reduce_async(vector)
+        else:
+            gathered = torch.empty(num_replicas * len(values), dtype=dtype, device="cpu")
+            self._summands = list(gathered.view(num_replicas, len(values)).numpy())
+            self._work = self._group.all_gather_async(gathered, vector)
+
+    def _sum(self, where: slice, out: NDArray[Any]) -> None:
+        first, *others = self._summands
+        out[:] = first[where]
+        with np.errstate(over="ignore", invalid="ignore"):  # infinite gradients are looked for elsewhere
+            for summand in others:
+                out += summand[where]
 
     def _wait(self) -> None:
         if self._work is None:
@@ -195,9 +223,11 @@ class StepExchange:
         assert self._entries is not None
         if self._result is None:
             if self.awaits_gradients:  # they did not come to it
-                self._launch(None)
+                self._launch()
             self._wait()
-            values = self._values[-len(self._entries) :].tolist()
+            sums = np.empty(len(self._entries), dtype=self._summands[0].dtype)
+            self._sum(slice(-len(sums), None), sums)
+            values = sums.tolist()
             *columns, norms_due = (values[_NUM_FIXED + column :: _NUM_PER_MODEL] for column in range(_NUM_PER_MODEL))
             self._result = Exchanged(
                 attention=values[0] > 0,
@@ -219,6 +249,7 @@ class StepExchange:
         """As `peek`, and makes room for the next one."""
         result = self.peek()
         self._carrier = self._next_carrier if result.is_carried_next else None
-        self._entries = self._work = self._result = self._next_carrier = None
+        self._entries = self._work = self._result = self._next_carrier = self._vector = None
+        self._summands = ()
         self._is_launched = self._is_summed = False
         return result

@@ -167,6 +167,14 @@ class Group:
             raise _broken(error) from error
         return work
 
+    def all_gather_async(self, vectors: torch.Tensor, vector: torch.Tensor) -> dist.Work | None:
+        """`vectors` (shape: K · n) becomes everybody's `vector` (n), in rank order, once the work is waited for."""
+        try:
+            work: dist.Work | None = dist.all_gather_single(vectors, vector, async_op=True)
+        except RuntimeError as error:
+            raise _broken(error) from error
+        return work
+
     def broadcast(self, tensor: torch.Tensor) -> None:
         if self.num_replicas > 1:
             with self.waiting():

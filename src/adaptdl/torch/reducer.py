@@ -1,8 +1,9 @@
 """Sums gradients over the replicas, by shares, and takes the norms that the noise scale needs on the way.
 
-It is the communication hook of torch's DistributedDataParallel, so it sees flat buckets, not parameters. It launches their sums;
-they are awaited by the thread that computes gradients, when it has no more of them to compute. (What is called back instead by a
-thread of the process group competes with that thread for the interpreter, in every step, and may outlive it.)
+It sees the flat buckets that torch's DistributedDataParallel gives to a communication hook, or the one of a small model. It
+launches their sums; they are awaited by the thread that computes gradients, when it has no more of them to compute. (What is
+called back instead by a thread of the process group competes with that thread for the interpreter, in every step, and may
+outlive it.)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
+from adaptdl.torch.buckets import Bucket
 from adaptdl.torch.exchange import Carrier, StepExchange
 from adaptdl.torch.gradient_noise import GradientNoise
 from adaptdl.torch.group import Group, GroupBroken
@@ -22,6 +24,7 @@ from adaptdl.torch.loop import Micro
 from adaptdl.torch.norm_pace import NormPace
 from adaptdl.torch.part_norms import PartNorms
 from adaptdl.torch.second_moments import SecondMoments
+from adaptdl.torch.small_gradients import SmallGradients
 
 __all__ = ["GradientReducer"]
 
@@ -139,7 +142,7 @@ class GradientReducer:
                 micro=micro, init_batch_size=init_batch_size, loss_scale=loss_scale, measures=measures, parts=parts
             )
 
-    def note_carrier(self, bucket: dist.GradBucket) -> None:
+    def note_carrier(self, bucket: Bucket) -> None:
         """Of the first bucket of a step."""
         if self.carrier is None or self.carrier.numel != bucket.buffer().numel():
             self.carrier = Carrier.of(bucket)
@@ -153,8 +156,8 @@ class GradientReducer:
         if self._sums:
             self._sample, self._sums = None, []
 
-    def reduce(self, bucket: dist.GradBucket, micro: Micro | None) -> torch.futures.Future[torch.Tensor]:
-        """The communication hook: what comes out is the average over the samples of the step."""
+    def reduce(self, bucket: Bucket, micro: Micro | None) -> None:
+        """Begins to make of the bucket's gradients, in place, the average over the samples of the step; `await_sums` ends it."""
         buffer, sample, is_last = bucket.buffer(), self._sample, bucket.is_last()
         moments: SecondMoments | None = None
         gradients: list[torch.Tensor] = []
@@ -170,47 +173,30 @@ class GradientReducer:
         if weight != 1.0:
             buffer.mul_(weight)
         if self._group.num_replicas > 1:
-            self._launch(_Sum(buffer, is_last, sample, moments, gradients), bucket.index())
+            self._launch(_Sum(buffer, is_last, sample, moments, gradients), bucket)
         elif sample is not None:
             sample.telling.append(sample.local[-1] if sample.measures and moments is None else _sqr(buffer))
             if is_last and sample.parts is not None:
                 sample.part_sqr = sample.parts.take()
             sample.is_complete = is_last
-        return _done(buffer)
 
     def _scaled_sqr(self, moments: SecondMoments, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
         with self._pace.spending():
             return moments.sqr(gradients)
 
-    def zeros(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        """The communication hook of a replica that keeps the others company, which awaits the future itself."""
-        work = dist.all_reduce(bucket.buffer(), async_op=True)
-        assert work is not None
-        future: torch.futures.Future[torch.Tensor] = work.get_future()
-        return future
-
-    def unsummed(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        """The communication hook of a replica that has lost its group, so that the step is void; or that keeps the others company
-        and has sent zeros with the exchange."""
-        return _done(bucket.buffer())
-
-    def _launch(self, sum_: _Sum, index: int) -> None:
-        """Begins to sum the bucket of this index over the replicas, in place; `_await_sums` ends it."""
+    def _launch(self, sum_: _Sum, bucket: Bucket) -> None:
+        """Begins to sum the bucket over the replicas, in place."""
         try:
-            if index == 0 and self._exchange.awaits_gradients:
-                self._exchange.carry(sum_.buffer)
+            if bucket.index() == 0 and self._exchange.awaits_gradients:
+                self._exchange.carry(sum_.buffer, bucket.vector if isinstance(bucket, SmallGradients) else None)
             else:
                 sum_.work = self._group.all_reduce_async(sum_.buffer)
         except GroupBroken as error:
             self._on_failure(error)
             return
-        if not self._sums:
-            torch.autograd.Variable._execution_engine.queue_callback(
-                self._await_sums
-            )  # before DistributedDataParallel's own
         self._sums.append(sum_)
 
-    def _await_sums(self) -> None:
+    def await_sums(self) -> None:
         """At the end of a backward pass: what was launched in it is summed, in the order of the buckets."""
         sums, self._sums = self._sums, []
         for sum_ in sums:
@@ -291,12 +277,6 @@ class GradientReducer:
                 inverse_small=inverse_sizes / micro.count,
                 inverse_large=1 / micro.batch_size,
             )
-
-
-def _done(buffer: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
-    done: torch.futures.Future[torch.Tensor] = torch.futures.Future(devices=[buffer.device] if buffer.is_cuda else None)
-    done.set_result(buffer)
-    return done
 
 
 def _sqr(values: torch.Tensor) -> torch.Tensor:
