@@ -106,6 +106,8 @@ class AdaptiveDataParallel(torch.nn.Module):
         """Gradients of a part of a step are there, and wait for the other parts."""
         self._small: SmallGradients | None = None
         """In place of DistributedDataParallel, where that would take longer."""
+        self._is_settled = False
+        """Whether it was decided in this generation which of them is used."""
         self._parts: PartNorms | None = None
         self._hidden: dict[torch.nn.Parameter, torch.Tensor] = {}
         """Gradients of the parts of a step so far, while the next part has not begun: nothing is done with them."""
@@ -312,7 +314,7 @@ class AdaptiveDataParallel(torch.nn.Module):
         ddp.register_comm_hook(weakref.ref(self), _reduce_bucket)
         ddp.training = self.training  # its `train` would set modules that the user has set otherwise
         object.__setattr__(self, "_ddp", ddp)
-        self._buckets_are_final = False
+        self._buckets_are_final = self._is_settled = False
 
     def release(self) -> None:
         """The generation ends."""
@@ -430,9 +432,10 @@ class AdaptiveDataParallel(torch.nn.Module):
         if bucket.index() == 0:  # before DistributedDataParallel's own callback
             torch.autograd.Variable._execution_engine.queue_callback(reducer.await_sums)
         self._begin_sum(bucket)
-        is_small = reducer.carrier is not None and not self.find_unused_parameters and SmallGradients.fits(bucket)
-        if is_small and (session.num_replicas == 1 or self._buckets_are_final):  # from the next step on
-            self._small = SmallGradients(bucket, functools.partial(_reduce_small, weakref.ref(self)))
+        if not self._is_settled and (session.num_replicas == 1 or self._buckets_are_final):
+            self._is_settled = True
+            if reducer.carrier is not None and not self.find_unused_parameters and SmallGradients.fits(bucket):
+                self._small = SmallGradients(bucket, functools.partial(_reduce_small, weakref.ref(self)))
         return _done(bucket.buffer())
 
     def _reduce_small(self) -> None:
