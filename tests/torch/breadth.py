@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import adaptdl.torch as adl
-from tests.torch.functions import Numbers, network, parameters, wide_network
+from tests.torch.functions import Numbers, deep_network, network, parameters, wide_network
 
 __all__ = ["CASES", "WHOLE_ONLY", "train_all"]
 
@@ -153,12 +153,6 @@ def _two_passes(case: str, order: Sequence[int]) -> tuple[list[nn.Module], Step]
     return [module], step
 
 
-def _deep() -> nn.Module:
-    torch.manual_seed(0)
-    layers = [layer for _ in range(33) for layer in (nn.Linear(6, 6, dtype=_DTYPE), nn.Tanh())]
-    return nn.Sequential(*layers, nn.Linear(6, 1, dtype=_DTYPE))
-
-
 def _frozen() -> nn.Module:
     module = network()
     first = next(iter(module.children()))
@@ -224,7 +218,7 @@ CASES: dict[str, Callable[[str], tuple[list[nn.Module], Step]]] = {
     "frozen parameters": lambda case: _plain(case, _frozen()),
     "compiled": lambda case: _plain(case, torch.compile(network(), backend="aot_eager")),  # type: ignore[arg-type]
     "weights in another order": lambda case: _plain(case, _Pictures()),
-    "many parameters": lambda case: _plain(case, _deep()),
+    "many parameters": lambda case: _plain(case, deep_network()),
     "several buckets": lambda case: _plain(case, wide_network()),
     "two passes": lambda case: _two_passes(case, (0, 1)),
     "two passes the other way round": lambda case: _two_passes(case, (1, 0)),

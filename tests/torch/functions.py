@@ -46,6 +46,13 @@ def wide_network(dtype: torch.dtype = torch.float64) -> torch.nn.Module:
     )
 
 
+def deep_network() -> torch.nn.Module:
+    """It has too many parameters to do without DistributedDataParallel."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(33) for layer in (torch.nn.Linear(6, 6, dtype=torch.float64), torch.nn.Tanh())]
+    return torch.nn.Sequential(*layers, torch.nn.Linear(6, 1, dtype=torch.float64))
+
+
 def stop_for_reallocations(config: dict[str, Any]) -> None:
     """After the k-th of the steps in `stops`, rank 0 waits until the k-th reallocation is done or about to be."""
     session = adl.current_session()

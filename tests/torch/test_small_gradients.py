@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import adaptdl.torch as adl
 from adaptdl.errors import UsageError
-from tests.torch.functions import Numbers, network, wide_network
+from tests.torch.functions import Numbers, deep_network, network, wide_network
 from tests.torch.processes import Trial
 
 pytestmark = pytest.mark.distributed
@@ -29,7 +29,7 @@ def counting(config: dict[str, Any]) -> int:
         return forward(*args, **kwargs)
 
     DistributedDataParallel.forward = counted  # type: ignore[method-assign]
-    module = {"small": network, "wide": wide_network, "deep": deep}[config["model"]]()
+    module = {"small": network, "wide": wide_network, "deep": deep_network}[config["model"]]()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
     model = adl.AdaptiveDataParallel(
         module, optimizer, find_unused_parameters=config.get("find_unused_parameters", False)
@@ -39,11 +39,6 @@ def counting(config: dict[str, Any]) -> int:
         torch.nn.functional.mse_loss(model(inputs), targets).backward()
         optimizer.step()
     return num_passes
-
-
-def deep() -> torch.nn.Module:
-    layers = [torch.nn.Linear(6, 6, dtype=torch.float64) for _ in range(33)]
-    return torch.nn.Sequential(*layers, torch.nn.Linear(6, 1, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,6 @@ class StepExchange:
         self._group = group
         self._entries: list[float] | None = None
         """This replica's, of the exchange that was not taken yet."""
-        self._vector: torch.Tensor | None = None
-        """Under way: gradients or zeros, and the entries."""
         self._summands: Sequence[NDArray[Any]] = ()
         """Memory whose sum is that of all vectors, once they are there. So few numbers are sooner written and read by numpy."""
         self._work: dist.Work | None = None
@@ -194,7 +192,7 @@ class StepExchange:
                 vector[:numel] = gradients
         values = vector.numpy()
         values[numel:] = self._entries
-        self._vector, self._is_launched = vector, True
+        self._is_launched = True
         num_replicas = self._group.num_replicas
         if num_replicas * len(values) > _MOST_GATHERED:
             self._summands = [values]
@@ -249,7 +247,7 @@ class StepExchange:
         """As `peek`, and makes room for the next one."""
         result = self.peek()
         self._carrier = self._next_carrier if result.is_carried_next else None
-        self._entries = self._work = self._result = self._next_carrier = self._vector = None
+        self._entries = self._work = self._result = self._next_carrier = None
         self._summands = ()
         self._is_launched = self._is_summed = False
         return result

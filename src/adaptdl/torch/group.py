@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -159,21 +159,18 @@ class Group:
 
     def all_reduce_async(self, vector: torch.Tensor) -> dist.Work | None:
         """As `all_reduce`, without waiting. None: there is nobody to wait for."""
-        if self.num_replicas == 1:
-            return None
-        try:
-            work: dist.Work | None = dist.all_reduce(vector, async_op=True)
-        except RuntimeError as error:
-            raise _broken(error) from error
-        return work
+        return None if self.num_replicas == 1 else self._launch(dist.all_reduce, vector)
 
     def all_gather_async(self, vectors: torch.Tensor, vector: torch.Tensor) -> dist.Work | None:
         """`vectors` (shape: K · n) becomes everybody's `vector` (n), in rank order, once the work is waited for."""
+        return self._launch(dist.all_gather_single, vectors, vector)
+
+    @staticmethod
+    def _launch(collective: Callable[..., dist.Work | None], *tensors: torch.Tensor) -> dist.Work | None:
         try:
-            work: dist.Work | None = dist.all_gather_single(vectors, vector, async_op=True)
+            return collective(*tensors, async_op=True)
         except RuntimeError as error:
             raise _broken(error) from error
-        return work
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         if self.num_replicas > 1:
