@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from adaptdl.plan import LoopKind, Place, Plan, Position, Switched
 from adaptdl.runtime import recovering, replica_group, starting, switching
 from adaptdl.runtime.config import ElasticConfig
 from adaptdl.runtime.members import ReplicaRecord, ReplicaState
-from adaptdl.runtime.messages import Broken, Event, JobInfo
+from adaptdl.runtime.messages import Broken, Event, JobInfo, Ready
 from adaptdl.runtime.placement import Reservation
 from adaptdl.runtime.replica_group import ReplicaGroup
 from adaptdl.runtime.results import Results
@@ -36,9 +37,9 @@ async def _nowhere(*_: Any, **__: Any) -> Reservation:
 
 
 class Coordinated:
-    """A `ReplicaGroup` whose replicas, one on each of `nodes`, train in generation 1."""
+    """A `ReplicaGroup` whose replicas, one on each of `nodes`, train in generation 1; those on `newcomers` are to join them."""
 
-    def __init__(self, nodes: str, **elastic: Any) -> None:
+    def __init__(self, nodes: str, newcomers: str = "", **elastic: Any) -> None:
         self.orders: list[tuple[str, str, Any]] = []
         """Node, method and what it was given, of all control calls."""
         self.answers: dict[str, Callable[[str], Any]] = {"open_store": lambda _: ("host", 1), "pulse": lambda _: None}
@@ -52,24 +53,25 @@ class Coordinated:
         )
         self.group._reservations.reserve = _nowhere  # type: ignore[method-assign]
         self.records: dict[str, ReplicaRecord] = {}
-        for node in nodes:
-            record = self.group._roster.add(node, 0.0, alone=False)
-            record.state, record.holds_state = ReplicaState.MEMBER, True
+        for node in nodes + newcomers:
+            record = self.group._roster.add(node, time.monotonic(), alone=False)
+            if node in nodes:
+                record.state, record.holds_state = ReplicaState.MEMBER, True
+                self.group._roster.members.append(record)
             record.launched.set()
             self.records[node] = record
-        self.group._roster.members = list(self.records.values())
         self.group._generation = self.group._switcher.generation = 1
-        self._num_said = dict.fromkeys(nodes, 0)
+        self._num_said = dict.fromkeys(nodes + newcomers, 0)
         config = {"join_timeout_s": JOIN_TIMEOUT_S, "progress_timeout_s": 0.4, "boot_timeout_s": 0.4, **elastic}
         self.group.set_allocation(
-            dict.fromkeys(nodes, 1), ElasticConfig(resources_per_replica={"CPU": 1}, **config), "test"
+            dict.fromkeys(nodes + newcomers, 1), ElasticConfig(resources_per_replica={"CPU": 1}, **config), "test"
         )
 
     @staticmethod
     @contextmanager
-    def running(nodes: str, **elastic: Any) -> Iterator[Coordinated]:
+    def running(nodes: str, newcomers: str = "", **elastic: Any) -> Iterator[Coordinated]:
         """Within it, control calls reach no actor."""
-        coordinated = Coordinated(nodes, **elastic)
+        coordinated = Coordinated(nodes, newcomers, **elastic)
         with (
             patch.object(replica_group, "ask", coordinated._ask),
             patch.object(recovering, "ask", coordinated._ask),
@@ -87,6 +89,9 @@ class Coordinated:
     async def say(self, node: str, event: Event) -> None:
         number, self._num_said[node] = self._num_said[node], self._num_said[node] + 1
         await self.group.notify(self.records[node].replica_id, number, event)
+
+    async def ready(self, node: str, epoch: int) -> None:
+        await self.say(node, Ready(position=Position(epoch=epoch)))
 
     async def break_(self, node: str, generation: int, steps: int = 5, kind: LoopKind = LoopKind.TRAINING) -> None:
         place = Place(position=Position(epoch=0), kind=kind, steps=steps)

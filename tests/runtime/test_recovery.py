@@ -16,9 +16,9 @@ SOON_S = 0.05
 PLACE = Place(position=Position(epoch=0), kind=LoopKind.TRAINING, steps=5)
 
 
-def run(nodes: str, story: Callable[[Coordinated], Awaitable[None]], **elastic: int) -> None:
+def run(nodes: str, story: Callable[[Coordinated], Awaitable[None]], newcomers: str = "", **elastic: int) -> None:
     async def main() -> None:
-        with Coordinated.running(nodes, **elastic) as job:
+        with Coordinated.running(nodes, newcomers, **elastic) as job:
             try:
                 await story(job)
             finally:
@@ -179,3 +179,30 @@ def test_groups_that_fail_again_and_again_fail_the_job_only_after_the_last_recov
         assert job.group._ended == (num_failures == 3)
 
     run("ac", story, max_recoveries=3)
+
+
+@pytest.mark.parametrize("says_so_first", [False, True])
+def test_a_newcomer_whose_group_has_failed_is_told_nothing_before_it_is_ready_again(says_so_first: bool) -> None:
+    """Whether it had to go on before or not: it may hang, and who hangs does not answer."""
+
+    async def story(job: Coordinated) -> None:
+        def orders() -> list[str]:
+            return [method for node, method, _ in job.orders if node == "c"]
+
+        job.answers["place"] = lambda _: PLACE
+        await job.ready("c", -1)
+        await eventually(lambda: orders() == ["advance"], "an order to go on")
+        await job.ready("c", PLACE.position.epoch)
+        await eventually(job.was_told(2, "ac"), "the plan with it")
+        if says_so_first:
+            await job.ready("c", PLACE.position.epoch)
+        await job.break_("a", 2)
+        await eventually(job.was_told(3, "a"), "the plan without it")
+        await job.switch("a", 3, 1)
+        if says_so_first:
+            await eventually(job.was_told(4, "ac"), "another plan with it")
+        else:
+            await eventually(lambda: job.records["c"].state is ReplicaState.GONE, "the newcomer to be given up")
+            assert orders() == ["advance", "join"]
+
+    run("a", story, newcomers="c", progress_timeout_s=60)

@@ -60,7 +60,7 @@ class ReplicaRecord:
     place: Place | None = None
     """Where it stands if it is STANDING; None while it goes on to where the others stand, or carries out a plan."""
     told: int = 0
-    """The generation of the last plan of survivors that it was told."""
+    """The generation of the last plan that it was told as a survivor, or as a newcomer that has not been ready again since."""
     broke: int = 0
     """The newest generation of which it has said that it is broken."""
     answers_by: float | None = None

@@ -196,6 +196,7 @@ class ReplicaGroup:
                         self.news.booted(self._clock() - record.since)
                     record.was_ready = True
                     record.position, record.state, record.since = event.position, ReplicaState.READY, self._clock()
+                    record.told = 0
             case Broken():
                 self._broken(record, event)
             case Missed():
@@ -380,7 +381,7 @@ class ReplicaGroup:
         except PlanAborted as error:
             logger.info("plan given up: %s", error)
             for record in members:  # whoever is alive says again that it is ready
-                if record.is_newcomer and record.since < began:
+                if record.is_newcomer and record.told:
                     record.state, record.position, record.since = ReplicaState.STARTING, None, self._clock()
             if self._recovery.is_open:
                 return

@@ -28,7 +28,7 @@ T = TypeVar("T")
 _CALL_TIMEOUT_S = 60.0
 """A replica that does not answer a control call in this time is taken as lost; `ask` waits for its session, too."""
 _TELL_TIMEOUT_S = 10.0
-"""A newcomer that stands at its loop and does not take its plan in this time hangs; nobody waits for it yet."""
+"""A newcomer that stands at its loop and does not take its plan, or order to go on, in this time hangs; nobody waits for it."""
 _MAX_ATTEMPTS = 5
 """Targets that may be missed in a row. Each one lies an epoch further ahead than the one before."""
 _LOOK_INTERVAL_S = 0.05
@@ -227,7 +227,7 @@ class Switcher:
         for record in newcomers:
             if record.position != place.position:
                 record.state, record.position = ReplicaState.STARTING, None
-                await ask(record, "advance", Advance(place=place))
+                await ask(record, "advance", Advance(place=place), timeout_s=_TELL_TIMEOUT_S)
         deadline = time.monotonic() + timeout_s
         while not all(record.state is ReplicaState.READY for record in newcomers):
             if not await self._wait_for_change(deadline - time.monotonic()):
@@ -289,7 +289,9 @@ class Switcher:
 
     async def _tell(self, record: ReplicaRecord, plan: Plan, *, timeout_s: float) -> None:
         if record.state is ReplicaState.STANDING:
-            record.told, record.place = plan.generation, None
+            record.place = None
+        if record.state is ReplicaState.STANDING or record.is_newcomer:
+            record.told = plan.generation
         await ask(record, "reallocate" if record.state is ReplicaState.MEMBER else "join", plan, timeout_s=timeout_s)
 
     async def _answer_of_training(
