@@ -122,25 +122,19 @@ def train(config, data):
 
 trainable = DistributedTrainableCreator(tune.with_parameters(train, data=[1, 2, 3]))
 scheduler = AdaptDLScheduler()
-if sys.argv[1] == "run":
-    (trial,) = tune.run(trainable, scheduler=scheduler, storage_path=sys.argv[2], verbose=0).trials
-    total = trial.last_result["total"]
-else:
-    config = tune.TuneConfig(scheduler=scheduler)
-    (result,) = tune.Tuner(
-        trainable, tune_config=config, run_config=tune.RunConfig(storage_path=sys.argv[2], verbose=0)
-    ).fit()
-    total = result.metrics["total"]
-print("total", total)
+config = tune.TuneConfig(scheduler=scheduler)
+(result,) = tune.Tuner(
+    trainable, tune_config=config, run_config=tune.RunConfig(storage_path=sys.argv[1], verbose=0)
+).fit()
+print("total", result.metrics["total"])
 """
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["run", "fit"])
-def test_parameters_reach_the_function_where_tune_starts_ray(how: str, tmp_path: Path) -> None:
+def test_parameters_reach_the_function_where_tune_starts_ray(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", AUTO_INIT, how, str(tmp_path)],
+        [sys.executable, "-c", AUTO_INIT, str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=110,

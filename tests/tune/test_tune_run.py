@@ -246,14 +246,14 @@ class AtTheFirstEnd(Callback):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("base", "epochs", "num_compared"),
+    ("base", "epochs", "num_trials"),
     [
         (
             lambda: PopulationBasedTraining(
                 time_attr="training_iteration", perturbation_interval=2, hyperparam_mutations={"lr": [0.1, 0.2]}
             ),
             3,
-            4,
+            3,
         ),
         (
             lambda: PopulationBasedTraining(
@@ -263,16 +263,16 @@ class AtTheFirstEnd(Callback):
                 synch=True,
             ),
             3,
-            4,
+            3,
         ),
-        (lambda: HyperBandScheduler(time_attr="training_iteration", max_t=4, reduction_factor=2), 4, 3),
+        (lambda: HyperBandScheduler(time_attr="training_iteration", max_t=4, reduction_factor=2), 4, 4),
     ],
     ids=["pbt", "synchronous pbt", "hyperband"],
 )
 def test_schedulers_that_compare_a_population_have_all_of_it(
-    base: Any, epochs: int, num_compared: int, tmp_path: Path
+    base: Any, epochs: int, num_trials: int, tmp_path: Path
 ) -> None:
-    """Of four trials on two devices: none ends before all that it is compared with have begun."""
+    """Of three or four trials on two devices: none ends before the three that are compared have begun."""
     at_the_first_end = AtTheFirstEnd()
     analysis = run(
         linear_regression(),
@@ -280,10 +280,10 @@ def test_schedulers_that_compare_a_population_have_all_of_it(
         AdaptDLScheduler(base(), interval_s=1.0, max_replicas=1),
         metric="epoch",
         mode="max",
-        num_samples=4,
+        num_samples=num_trials,
         config={"epochs": epochs, "lr": tune.uniform(0.1, 0.2)},
         callbacks=[at_the_first_end],
     )
-    assert [trial.status for trial in analysis.trials] == ["TERMINATED"] * 4
+    assert [trial.status for trial in analysis.trials] == ["TERMINATED"] * num_trials
     assert at_the_first_end.reported is not None
-    assert len(at_the_first_end.reported) >= num_compared
+    assert len(at_the_first_end.reported) >= 3

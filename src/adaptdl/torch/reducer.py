@@ -175,7 +175,7 @@ class GradientReducer:
         if self._group.num_replicas > 1:
             self._launch(_Sum(buffer, is_last, sample, moments, gradients), bucket)
         elif sample is not None:
-            sample.telling.append(sample.local[-1] if sample.measures and moments is None else _sqr(buffer))
+            sample.telling.append(sample.local[-1] if sample.measures and moments is None else _sum(buffer))
             if is_last and sample.parts is not None:
                 sample.part_sqr = sample.parts.take()
             sample.is_complete = is_last
@@ -215,9 +215,13 @@ class GradientReducer:
         if sum_.is_last:
             self.sync_time_s = time.monotonic() - sum_.launched_at
         if sample is not None:
-            sample.telling.append(_sqr(buffer))
-            moments = sum_.moments
-            sample.averaged.append(sample.telling[-1] if moments is None else self._scaled_sqr(moments, sum_.gradients))
+            if sample.measures and sum_.moments is None:
+                sample.averaged.append(_sqr(buffer))
+                sample.telling.append(sample.averaged[-1])
+            else:
+                sample.telling.append(_sum(buffer))
+                if sum_.moments is not None:
+                    sample.averaged.append(self._scaled_sqr(sum_.moments, sum_.gradients))
             sample.is_complete = sum_.is_last
 
     @property
@@ -277,6 +281,11 @@ class GradientReducer:
                 inverse_small=inverse_sizes / micro.count,
                 inverse_large=1 / micro.batch_size,
             )
+
+
+def _sum(values: torch.Tensor) -> torch.Tensor:
+    """Finite if and only if they all are: nothing is sooner known of them."""
+    return values.sum(dtype=None if values.dtype in (torch.float32, torch.float64) else torch.float32)
 
 
 def _sqr(values: torch.Tensor) -> torch.Tensor:
