@@ -53,7 +53,7 @@ def test_survivors_go_on_when_a_replica_is_killed(
 def test_failures_while_the_survivors_form_their_group_and_in_its_first_step_are_recoveries_of_their_own(
     nodes: list[str], start: Callable[..., RunningJob], undisturbed: SurvivingTrial, tmp_path: Path
 ) -> None:
-    """Four are left with three, which learn of the next loss one after the other; two of them make a step, and one finishes it."""
+    """Four are left with three, which learn of the next loss one after the other; two make a step, and one finishes it."""
     a, b = nodes
     job = start(fail_at=[(3, 11, "backward"), (1, 11, "regrouping"), (0, 11, "optimizer.step")], sleep_s=0.01)
     job.allocate({a: 2, b: 2}, dataclasses.replace(ELASTIC, max_recoveries=3))
