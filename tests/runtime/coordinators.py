@@ -63,9 +63,12 @@ class Coordinated:
         self.group._generation = self.group._switcher.generation = 1
         self._num_said = dict.fromkeys(nodes + newcomers, 0)
         config = {"join_timeout_s": JOIN_TIMEOUT_S, "progress_timeout_s": 0.4, "boot_timeout_s": 0.4, **elastic}
-        self.group.set_allocation(
-            dict.fromkeys(nodes + newcomers, 1), ElasticConfig(resources_per_replica={"CPU": 1}, **config), "test"
-        )
+        self._elastic = ElasticConfig(resources_per_replica={"CPU": 1}, gather_s=0.0, **config)
+        self.wish(nodes + newcomers)
+
+    def wish(self, nodes: str) -> None:
+        """The job should have a replica on each of them."""
+        self.group.set_allocation(dict.fromkeys(nodes, 1), self._elastic, "test")
 
     @staticmethod
     @contextmanager

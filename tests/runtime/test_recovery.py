@@ -206,3 +206,23 @@ def test_a_newcomer_whose_group_has_failed_is_told_nothing_before_it_is_ready_ag
             assert orders() == ["advance", "join"]
 
     run("a", story, newcomers="c", progress_timeout_s=60)
+
+
+def test_a_newcomer_that_had_waited_for_long_has_time_to_go_on() -> None:
+    """Also if what it goes on for is no longer wanted."""
+
+    async def story(job: Coordinated) -> None:
+        def place(_: str) -> Place:
+            job.records["c"].since -= 100.0  # so long it has stood, until others were ready, too
+            return PLACE
+
+        job.answers["place"] = place
+        await job.ready("c", -1)
+        await eventually(lambda: ("c", "advance", Advance(place=PLACE)) in job.orders, "an order to go on")
+        job.wish("acd")
+        await asyncio.sleep(SOON_S)
+        assert job.records["c"].state is ReplicaState.STARTING
+        await job.ready("c", PLACE.position.epoch)
+        await eventually(job.was_told(2, "ac"), "the plan")
+
+    run("a", story, newcomers="c", progress_timeout_s=60, join_timeout_s=30)

@@ -50,7 +50,7 @@ class ReplicaRecord:
     member: Member
     state: ReplicaState
     since: float
-    """Monotonic time at which it began to start or, if it is READY, became so."""
+    """Monotonic time at which it began to start, was told to go on to a later loop or, if it is READY, became so."""
     reservation: Reservation | None = None
     reserving: asyncio.Future[Reservation] | None = None
     """A reservation that is being asked for."""

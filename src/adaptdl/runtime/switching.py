@@ -226,7 +226,7 @@ class Switcher:
             place = Place(position=furthest, kind=LoopKind.TRAINING, steps=place.steps)
         for record in newcomers:
             if record.position != place.position:
-                record.state, record.position = ReplicaState.STARTING, None
+                record.state, record.position, record.since = ReplicaState.STARTING, None, time.monotonic()
                 await ask(record, "advance", Advance(place=place), timeout_s=_TELL_TIMEOUT_S)
         deadline = time.monotonic() + timeout_s
         while not all(record.state is ReplicaState.READY for record in newcomers):
