@@ -1,7 +1,7 @@
 # make demo | test | check | bench. The first of them makes the virtual environment, .venv, with what it needs.
 
 PYTHON ?= python3
-PIP_FLAGS ?= --quiet --quiet --disable-pip-version-check --progress-bar off
+PIP_FLAGS ?= --quiet --quiet --disable-pip-version-check --progress-bar off --no-compile
 TEST_ARGS ?=
 TEST_PROCESSES ?= 2
 DEMO_ARGS ?=
@@ -44,6 +44,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt torch==2.13.0
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@# On all processors, where pip would use one; not what only its own makers run, nor files that are no modules.
+	@$(BIN)/python -m compileall -q -j 0 -x '/(tests?|rllib)/' .venv/lib > /dev/null || true
 	@touch $@
 
 clean:
