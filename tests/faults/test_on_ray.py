@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -103,6 +104,12 @@ def test_a_newcomer_that_is_lost_as_it_joins_costs_the_others_seconds_and_is_rep
     assert [result["epoch"] for result in job.results] == list(range(len(job.results)))
     for result, expected in zip(job.results, undisturbed.results, strict=False):
         assert result["weights"] == pytest.approx(expected["weights"], rel=1e-10)
+    if how is signal.SIGKILL:  # so is a member
+        os.kill(job.pids()[1], how)
+        job.wait_until(
+            lambda status: [change.after for change in status.reallocations][-3:] == [2, 1, 2],
+            "the successor of the member that was killed",
+        )
 
 
 def test_the_users_error_on_one_replica_ends_the_job_once(

@@ -68,6 +68,13 @@ class RunningJob:
             f"{number} idle processes",
         )
 
+    def pids(self) -> list[int]:
+        """Of the members' processes, in rank order."""
+        of_job: Any = self.actor.__ray_call__
+        actors = ray.get(of_job.remote(lambda job: [record.actor for record in job._group._roster.members]))
+        found: list[int] = ray.get([actor.ping.remote() for actor in actors])
+        return found
+
     def finish(self) -> list[dict[str, Any]]:
         """All results to the end."""
         while self._take():
