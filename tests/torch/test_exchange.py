@@ -43,7 +43,7 @@ def counting(config: dict[str, Any]) -> dict[str, Any]:
         torch.manual_seed(len(name))
         module = torch.nn.Sequential(torch.nn.Linear(6, config.get("width", 4)), torch.nn.LazyLinear(1))
         module(torch.zeros(1, 6))
-        optimizer = torch.optim.SGD(module.to(dtype).parameters(), lr=0.02)
+        optimizer = torch.optim.SGD(module.to(dtype).parameters(), lr=0.08 / config.get("width", 4))
         return adl.AdaptiveDataParallel(module, optimizer, name=name), optimizer
 
     models = [make("first")]

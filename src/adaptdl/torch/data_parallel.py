@@ -386,8 +386,7 @@ class AdaptiveDataParallel(torch.nn.Module):
         """Takes part with zeros in a backward pass that others make."""
         session = self._session
         if self._small is not None:
-            was_carried, session.was_carried = session.was_carried, False
-            if not was_carried:
+            if not session.take_carried():
                 session.sound_group().all_reduce(torch.zeros_like(self._small.buffer()))
         elif self._ddp is not None:
             with session.sound_group().waiting():
@@ -427,8 +426,7 @@ class AdaptiveDataParallel(torch.nn.Module):
         session, reducer = self._session, self._reducer
         assert reducer is not None
         if session.is_matching:
-            was_carried, session.was_carried = session.was_carried, False
-            return _done(bucket.buffer()) if was_carried else _zeros(bucket.buffer())
+            return _done(bucket.buffer()) if session.take_carried() else _zeros(bucket.buffer())
         if bucket.index() == 0:  # before DistributedDataParallel's own callback
             torch.autograd.Variable._execution_engine.queue_callback(reducer.await_sums)
         self._begin_sum(bucket)

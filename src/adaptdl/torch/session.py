@@ -151,7 +151,7 @@ class ElasticSession:
         self.is_matching = False
         """Whether this replica takes part with zeros in the step that others make."""
         self.was_carried = False
-        """Whether it has sent those of the first bucket, the only one, with the exchange."""
+        """Whether it has sent those of the first bucket, the only one, with the exchange (see `take_carried`)."""
         self._broken: GroupBroken | None = None
         self._ended_by: BaseException | None = None
         """What was raised to end the user's function where nobody hears of it."""
@@ -633,6 +633,11 @@ class ElasticSession:
                 self.launch_exchange(with_gradients=True)
             except GroupBroken as error:
                 self.note_broken(error)
+
+    def take_carried(self) -> bool:
+        """Whether the zeros of a bucket, the next one that is asked for, have been sent already; once."""
+        was_carried, self.was_carried = self.was_carried, False
+        return was_carried
 
     @property
     def step_is_void(self) -> bool:

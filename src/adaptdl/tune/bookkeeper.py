@@ -94,12 +94,9 @@ class Bookkeeper(Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         is_new = trial.trial_id not in self._started
         interrupted = is_new or self._waits.get(trial.trial_id, False)
-        if is_new:
-            self._outlived[trial.trial_id] = (
-                None if _has_config_of_now(trial) else _which(trial.run_metadata.last_result)
-            )
-        elif not interrupted:
-            self._outlived[trial.trial_id] = _which(trial.run_metadata.last_result)
+        if is_new or not interrupted:
+            is_own = is_new and _has_config_of_now(trial)
+            self._outlived[trial.trial_id] = None if is_own else _which(trial.run_metadata.last_result)
         self._started.add(trial.trial_id)
         self._live[trial.trial_id] = trial
         self._removed.discard(trial.trial_id)
