@@ -11,6 +11,9 @@ Large-Batch Training, 2018, appendix A). A step on several replicas, or of sever
 batch is a single part has not, and consecutive steps cannot stand in: the second gradient is taken after a step along the
 noise of the first, and where that noise dominates, curvature makes their product negative whatever |g|² is. So a loader that
 adapts its batch size has such a replica compute a step in two parts now and then.
+
+Where noise dominates, |g|² is a small difference of large numbers, and with few samples it may come out as nothing: batches of
+any size would seem as efficient as small ones. So it is taken for no less than its standard error, by the spread of samples.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ class GradientNoise:
 
     def __init__(self) -> None:
         self._sqr = self._trace = self._total = 0.0
+        self._spread = self._total_sqr = 0.0
+        """Average of the samples' |g|⁴; sum of the squares of their weights, as `_total` is of the weights."""
         self._age = 0.0
         """Steps at M₀ that all samples stand for."""
         self.num_samples = 0
@@ -59,7 +64,7 @@ class GradientNoise:
         self._add(large_sqr - trace * inverse_large, trace, weight)
 
     def _add(self, sqr: float, trace: float, weight: float) -> None:
-        if not (math.isfinite(sqr) and math.isfinite(trace)):
+        if not (math.isfinite(sqr * sqr) and math.isfinite(trace)):
             self.num_skipped += 1
             return
         self._age += weight
@@ -67,7 +72,9 @@ class GradientNoise:
         keep = math.exp(-weight / max(window, _WINDOW_SAMPLES * weight))
         self._sqr = keep * self._sqr + (1 - keep) * sqr
         self._trace = keep * self._trace + (1 - keep) * trace
+        self._spread = keep * self._spread + (1 - keep) * sqr * sqr
         self._total = keep * self._total + (1 - keep)
+        self._total_sqr = keep**2 * self._total_sqr + (1 - keep) ** 2
         self.num_samples += 1
 
     def grad_params(self, init_batch_size: int) -> GradParams | None:
@@ -80,16 +87,25 @@ class GradientNoise:
 
     def _estimate(self, init_batch_size: int) -> GradParams | None:
         grad_var = max(0.0, self._trace / self._total) / init_batch_size
-        grad_sqr = max(self._sqr / self._total, grad_var / _LARGEST_RATIO, 0.0)
+        grad_sqr = max(self._sqr / self._total, self._standard_error, grad_var / _LARGEST_RATIO)
         if grad_sqr == 0.0 and grad_var == 0.0:
             return None
         return GradParams(grad_sqr=grad_sqr, grad_var=grad_var)
+
+    @property
+    def _standard_error(self) -> float:
+        """Of the average |g|²."""
+        mean = self._sqr / self._total
+        variance = max(0.0, self._spread / self._total - mean * mean)
+        return math.sqrt(variance * self._total_sqr) / self._total
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "sqr": self._sqr,
             "trace": self._trace,
+            "spread": self._spread,
             "total": self._total,
+            "total_sqr": self._total_sqr,
             "age": self._age,
             "num_samples": self.num_samples,
             "num_skipped": self.num_skipped,
@@ -97,5 +113,7 @@ class GradientNoise:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sqr, self._trace, self._total, self._age = (state[name] for name in ("sqr", "trace", "total", "age"))
+        # Snapshots of before have no spread: it is 0 at first then, and so is the standard error.
+        self._spread, self._total_sqr = state.get("spread", 0.0), state.get("total_sqr", 0.0)
         self.num_samples, self.num_skipped = state["num_samples"], state["num_skipped"]
         self._known = (0, 0, None)

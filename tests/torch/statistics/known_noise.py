@@ -44,7 +44,7 @@ def measure(config: dict[str, Any]) -> Measured:
     (passes of a step), bf16, groups (of parameters).
     """
     # Otherwise a single replica, and whoever has second moments, takes a sample in one step of 8 to 32, and needs as many more.
-    norm_pace._STEPS_PER_SPLIT_AT_FIRST = norm_pace._LONGEST_STEPS = norm_pace._RARER = 1
+    norm_pace._STEPS_PER_SPLIT_AT_FIRST = norm_pace._LONGEST_STEPS = 1
     return _measure(**config)
 
 
