@@ -4,8 +4,8 @@
     python benchmarks/noise_scale.py --steps 2000 --training-steps 1500 --no-check
 
 At fixed parameters: the mean (bias) and the standard deviation (spread) of the library's running estimates, by the truth of a
-small network on samples of a known distribution. A single replica makes one step in 8 of two parts, where a step is of one; with
-Adam, norms are taken as often as they are for a user: as a hundredth of the time pays for, or in one step of 32.
+small network on samples of a known distribution. A single replica makes one step in 8 to 32 of two parts, where a step is of one;
+with Adam, norms are taken as often as they are for a user: as a hundredth of the time pays for, or in one step of 32.
 
 While networks learn, the estimate is compared every so many steps with the φ of the parameters as they are then, from the
 gradients of all samples. Beside it, from the same steps of a single replica: what pairs of consecutive steps tell, from which
