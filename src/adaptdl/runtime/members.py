@@ -60,7 +60,7 @@ class ReplicaRecord:
     place: Place | None = None
     """Where it stands if it is STANDING; None while it goes on to where the others stand, or carries out a plan."""
     told: int = 0
-    """The generation of the last plan that it was told as a survivor, or as a newcomer that has not been ready again since."""
+    """The generation of the last plan that it was told, not being a member; 0 once a newcomer is ready again."""
     broke: int = 0
     """The newest generation of which it has said that it is broken."""
     answers_by: float | None = None
@@ -87,6 +87,10 @@ class ReplicaRecord:
     @property
     def is_newcomer(self) -> bool:
         return self.state in (ReplicaState.STARTING, ReplicaState.READY)
+
+    def starts_again(self, now: float) -> None:
+        """A newcomer is on its way to a data loop once more, and says when it is ready."""
+        self.state, self.position, self.since = ReplicaState.STARTING, None, now
 
 
 class Roster:

@@ -382,7 +382,7 @@ class ReplicaGroup:
             logger.info("plan given up: %s", error)
             for record in members:  # whoever is alive says again that it is ready
                 if record.is_newcomer and record.told:
-                    record.state, record.position, record.since = ReplicaState.STARTING, None, self._clock()
+                    record.starts_again(self._clock())
             if self._recovery.is_open:
                 return
             if source is None:

@@ -226,7 +226,7 @@ class Switcher:
             place = Place(position=furthest, kind=LoopKind.TRAINING, steps=place.steps)
         for record in newcomers:
             if record.position != place.position:
-                record.state, record.position, record.since = ReplicaState.STARTING, None, time.monotonic()
+                record.starts_again(time.monotonic())
                 await ask(record, "advance", Advance(place=place), timeout_s=_TELL_TIMEOUT_S)
         deadline = time.monotonic() + timeout_s
         while not all(record.state is ReplicaState.READY for record in newcomers):
@@ -288,11 +288,10 @@ class Switcher:
             self._pending = None
 
     async def _tell(self, record: ReplicaRecord, plan: Plan, *, timeout_s: float) -> None:
-        if record.state is ReplicaState.STANDING:
-            record.place = None
-        if record.state is ReplicaState.STANDING or record.is_newcomer:
-            record.told = plan.generation
-        await ask(record, "reallocate" if record.state is ReplicaState.MEMBER else "join", plan, timeout_s=timeout_s)
+        is_member = record.state is ReplicaState.MEMBER
+        if not is_member:
+            record.told, record.place = plan.generation, None
+        await ask(record, "reallocate" if is_member else "join", plan, timeout_s=timeout_s)
 
     async def _answer_of_training(
         self, plan: Plan, answer: asyncio.Future[Switched | Missed], source: ReplicaRecord
