@@ -12,10 +12,12 @@ import functools
 import gc
 import importlib
 
-__all__ = ["import_all"]
+__all__ = ["WITHOUT_RAY", "import_all"]
 
 _WHAT_OPTIMIZERS_IMPORT = "torch._dynamo"
 """When the first one of a process is made, or the first DistributedDataParallel: half of what torch itself costs."""
+WITHOUT_RAY = ("adaptdl.torch.session", "adaptdl.torch.warm_up", _WHAT_OPTIMIZERS_IMPORT)
+"""Most of it: what may be imported before a replica is forked."""
 
 
 @functools.cache

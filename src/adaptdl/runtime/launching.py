@@ -14,8 +14,10 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from adaptdl.forking import worker_command
 from adaptdl.plan import Place
 from adaptdl.runtime.config import ElasticConfig
+from adaptdl.runtime.imports import WITHOUT_RAY
 from adaptdl.runtime.members import ReplicaRecord, ReplicaState
 from adaptdl.runtime.messages import Cargo, Ending, JobInfo, Outcome, ReplicaSpec
 from adaptdl.runtime.placement import Reservations, actor_options, runs_beside
@@ -31,6 +33,8 @@ _NUM_CONTROL_THREADS = 8
 
 
 _IDLE_ANSWER_S = 2.0
+_LEAVE_PYTHON_ALONE = {"config", "env_vars", "excludes", "py_modules", "worker_process_setup_hook", "working_dir"}
+"""Parts of a runtime environment that do not say what workers are started with."""
 _BY_VALUE_BYTES = 2**16
 """What is smaller travels in the call itself."""
 
@@ -128,6 +132,7 @@ class Launcher:
             max_restarts=0,
             max_task_retries=0,
             **actor_options(record.reservation),
+            **_forked(record.reservation.resources, elastic),
         ).remote()
         record.actor = actor
         try:
@@ -272,6 +277,16 @@ class Launcher:
         for idle in [idle for idle in self._idle if all_of_them or idle.until <= now]:
             self._idle.remove(idle)
             _kill(idle.actor)
+
+
+def _forked(resources: Mapping[str, float], elastic: ElasticConfig) -> dict[str, Any]:
+    """The Ray options of a replica whose process is forked; none if it cannot be, or should not."""
+    if not elastic.fork_processes or not ray.is_initialized():
+        return {}
+    if not set(ray.get_runtime_context().runtime_env) <= _LEAVE_PYTHON_ALONE:
+        return {}
+    command = worker_command(WITHOUT_RAY, max(1, int(resources.get("CPU", 1.0))))
+    return {} if command is None else {"runtime_env": {"py_executable": command}}
 
 
 def _kill(actor: ActorHandle[Any]) -> None:
