@@ -24,8 +24,8 @@ be its own::
 
 Up to its request, and whenever the server ends or fails before it has forked, a launcher can do without: it then becomes the
 worker itself, in the usual way. There is one server for each combination of what matters to imports: the interpreter, the
-modules, certain variables of the environment (`_TELLING`). It ends with the raylets that its workers belong to, or when there
-were no workers for a while; and it does not serve at all if an import has opened a device, which a fork cannot use.
+modules, certain variables of the environment (`_TELLING`). It ends with its raylets, as do their workers, or when
+there were no workers for a while; and it does not serve at all if an import has opened a device, which a fork cannot use.
 """
 
 from __future__ import annotations
@@ -302,6 +302,8 @@ class _Server:
         self._raylets: dict[int, int] = {}
         """Process → descriptor, readable once it has ended; of those that live."""
         self._workers: dict[int, int] = {}
+        self._raylet_of: dict[int, int] = {}
+        """A worker's."""
         self._watch(self._raylets, raylet)
 
     def serve(self) -> _Request | None:
@@ -332,9 +334,10 @@ class _Server:
                 if not worker:
                     self._leave(descriptors)
                     return request
+                self._raylet_of[worker] = request.raylet
                 self._watch(self._workers, worker)
-                self._watch(self._raylets, request.raylet)
                 try:
+                    self._watch(self._raylets, request.raylet)
                     os.setpgid(worker, request.process_group)
                     connection.sendall(_FORKED)
                 except OSError:
@@ -359,20 +362,22 @@ class _Server:
         descriptors.clear()  # the others are the worker's
 
     def _watch(self, processes: dict[int, int], process: int) -> None:
-        if process in processes:
-            return
-        with contextlib.suppress(ProcessLookupError):
+        """Raises ProcessLookupError: it has ended."""
+        if process not in processes:
             processes[process] = os.pidfd_open(process)
             self._selector.register(processes[process], selectors.EVENT_READ)
 
     def _note_end(self, descriptor: int) -> None:
-        """Of a raylet, or a worker."""
+        """Of a raylet, without which its workers are of no use, or of a worker."""
         self._selector.unregister(descriptor)
         os.close(descriptor)
-        self._raylets = {process: watched for process, watched in self._raylets.items() if watched != descriptor}
-        for process in [process for process, watched in self._workers.items() if watched == descriptor]:
-            del self._workers[process]
-            os.waitpid(process, 0)
+        for raylet in [process for process, watched in self._raylets.items() if watched == descriptor]:
+            del self._raylets[raylet]
+            for worker in [worker for worker, its in self._raylet_of.items() if its == raylet]:
+                os.kill(worker, signal.SIGKILL)
+        for worker in [process for process, watched in self._workers.items() if watched == descriptor]:
+            del self._workers[worker], self._raylet_of[worker]
+            os.waitpid(worker, 0)
 
 
 def _receive(connection: socket.socket, descriptors: list[int]) -> _Request:

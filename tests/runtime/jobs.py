@@ -22,11 +22,18 @@ DEADLINE_S = 60.0
 class RunningJob:
     """A job, and what it has reported."""
 
-    def __init__(self, name: str, function: TrainingFunction, config: dict[str, Any], **more: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        function: TrainingFunction,
+        config: dict[str, Any],
+        runtime_env: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> None:
         self.info = JobInfo(job_id=name, name=name, experiment="tests")
         self.actor = (
             ray.remote(ElasticJob)
-            .options(num_cpus=0)
+            .options(num_cpus=0, runtime_env=dict(runtime_env or {}))
             .remote(self.info, cloudpickle.dumps(function), cloudpickle.dumps(config), **more)
         )
         self.results: list[dict[str, Any]] = []

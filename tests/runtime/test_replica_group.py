@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,6 +154,32 @@ def test_what_replicas_need_to_start_is_not_stored_while_they_train(
     job.allocate({a: 1, b: 1})
     job.wait_for({a: 1, b: 1})
     wait_until(lambda: stored_bytes() <= before, "the object stores to be as they were")
+
+
+@pytest.mark.parametrize(
+    ("more", "runtime_env", "are_forked"),
+    [
+        ({}, {"env_vars": {"MINE": "1"}}, True),
+        ({"resources_per_replica": {"GPU": 1, "CPU": 1}}, {}, True),
+        ({"fork_processes": False}, {}, False),
+        ({}, {"py_executable": sys.executable}, False),
+    ],
+    ids=["on CPUs", "with devices", "not wanted", "an interpreter of the user's"],
+)
+def test_replicas_are_forked_where_ray_may_start_what_we_say(
+    more: dict[str, Any],
+    runtime_env: dict[str, Any],
+    are_forked: bool,
+    two_nodes: tuple[str, str],
+    start: Callable[..., RunningJob],
+) -> None:
+    a, _ = two_nodes
+    job = start(linear_regression(), {"epochs": 100_000}, runtime_env=runtime_env)
+    job.allocate({a: 2}, dataclasses.replace(ELASTIC, **more))
+    job.wait_for({a: 2})
+    (parent,) = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in job.pids()}
+    command = Path(f"/proc/{parent}/cmdline").read_text()
+    assert ("forking.py" in command, "raylet_socket_name" in command) == (are_forked, not are_forked)
 
 
 def test_the_newest_wish_wins(two_nodes: tuple[str, str], start: Callable[..., RunningJob]) -> None:
