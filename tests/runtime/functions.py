@@ -64,3 +64,43 @@ def without_data_loop() -> TrainingFunction:
             tune.report({"score": step})
 
     return train
+
+
+def held_at_its_end() -> TrainingFunction:
+    """Trains for two epochs, and reports the last one and ends on each replica when it may.
+
+    Config: directory, in which a replica says that it is there (``there-<rank>``) and is told that it may end
+    (``end-<rank>``); exits (``sys.exit`` instead of a return).
+    """
+
+    def train(config: dict[str, Any]) -> None:
+        import sys
+        import time
+        from pathlib import Path
+
+        import torch
+        from ray import tune
+
+        import adaptdl.torch as adl
+
+        data = torch.utils.data.TensorDataset(torch.ones(64, 1))
+        loader = adl.AdaptiveDataLoader(data, batch_size=8)
+        network = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        model = adl.AdaptiveDataParallel(network, optimizer)
+        for epoch in adl.remaining_epochs_until(2):
+            for (x,) in loader:
+                optimizer.zero_grad()
+                model(x).mean().backward()
+                optimizer.step()
+            if epoch == 1:
+                rank = adl.current_session().rank
+                Path(config["directory"], f"there-{rank}").touch()
+                until = time.monotonic() + 60
+                while not Path(config["directory"], f"end-{rank}").exists() and time.monotonic() < until:
+                    time.sleep(0.02)
+            tune.report({"epoch": epoch})
+            if epoch == 1 and config.get("exits"):
+                sys.exit()
+
+    return train

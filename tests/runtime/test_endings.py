@@ -8,6 +8,7 @@ from adaptdl.runtime.endings import Circumstances, Recoveries, Verdict, judge_de
 from adaptdl.runtime.messages import Ending, Outcome, TrainingFunctionError
 
 RETURNED = Outcome(ending=Ending.RETURNED)
+LED = Outcome(ending=Ending.RETURNED, led=True)
 LEFT = Outcome(ending=Ending.LEFT)
 RAISED = Outcome(ending=Ending.RAISED, error=TrainingFunctionError("it raised"))
 PEER_GONE = Outcome(ending=Ending.RAISED, error=TrainingFunctionError("gloo"), about_communication=True)
@@ -16,9 +17,10 @@ PEER_GONE = Outcome(ending=Ending.RAISED, error=TrainingFunctionError("gloo"), a
 @pytest.mark.parametrize(
     ("outcome", "who", "verdict"),
     [
-        (RETURNED, Circumstances(is_member=True, job_has_state=True, leads=True), Verdict.FINISH),
+        (LED, Circumstances(is_member=True, job_has_state=True), Verdict.FINISH),
         (RETURNED, Circumstances(is_member=True, job_has_state=True), Verdict.NOTHING),
-        (RETURNED, Circumstances(is_newcomer=True, job_has_state=True, joins=True, leads=True), Verdict.FINISH),
+        (LED, Circumstances(is_newcomer=True, job_has_state=True, joins=True), Verdict.FINISH),
+        (LED, Circumstances(), Verdict.NOTHING),
         (LEFT, Circumstances(is_member=True, job_has_state=True, leaves=True), Verdict.NOTHING),
         (LEFT, Circumstances(is_member=True, job_has_state=True), Verdict.LOST),
         (LEFT, Circumstances(is_newcomer=True, job_has_state=True), Verdict.FORGET),

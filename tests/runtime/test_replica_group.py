@@ -18,7 +18,7 @@ from ray.exceptions import RayTaskError
 from adaptdl.runtime import Phase
 from adaptdl.runtime.placement import sweep
 from adaptdl.runtime.reporting import installed
-from tests.runtime.functions import TrainingFunction, linear_regression, without_data_loop
+from tests.runtime.functions import TrainingFunction, held_at_its_end, linear_regression, without_data_loop
 from tests.runtime.jobs import ELASTIC, RunningJob, wait_until_free
 from tests.waiting import wait_until
 
@@ -192,6 +192,30 @@ def test_the_newest_wish_wins(two_nodes: tuple[str, str], start: Callable[..., R
     time.sleep(0.5)
     assert dict(job.status().held) == {b: 1}
     assert len(status.reallocations) <= 2
+
+
+@pytest.mark.parametrize("exits", [False, True])
+def test_the_last_result_counts_though_another_replica_returns_before_rank_0(
+    exits: bool, two_nodes: tuple[str, str], start: Callable[..., RunningJob], tmp_path: Path
+) -> None:
+    a, b = two_nodes
+    job = start(held_at_its_end(), {"directory": str(tmp_path), "exits": exits})
+    job.allocate({a: 1, b: 1}, dataclasses.replace(ELASTIC, gather_s=60.0))
+    wait_until(lambda: len([*tmp_path.glob("there-*")]) == 2, "two replicas at their end")
+    of_job: Any = job.actor.__ray_call__
+    first, second = ray.get(of_job.remote(lambda job: [one.node_id for one in job._group._roster.members]))
+    job.allocate({second: 1})  # it would be rank 0 then, but there is no loop any more in which it could be
+    wait_until(lambda: ray.get(of_job.remote(lambda job: job._group._switcher.plan is not None)), "a plan")
+    (tmp_path / "end-1").touch()
+    wait_until(
+        lambda: ray.get(
+            of_job.remote(lambda job: job._group._ended or job._group._roster.members[1].outcome is not None)
+        ),
+        "the second replica to return",
+    )
+    (tmp_path / "end-0").touch()
+    assert [result["epoch"] for result in job.finish()] == [0, 1]
+    assert first != second
 
 
 def test_a_function_without_data_loop_runs_on_one_replica(

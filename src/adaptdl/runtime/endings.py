@@ -43,8 +43,6 @@ class Circumstances:
     """It was told to run the user's function."""
     job_has_state: bool = False
     """Some replica holds the state of the job."""
-    leads: bool = False
-    """It is rank 0, of the generation that trains or of the one that is about to."""
     joins: bool = False
     """The plan that is being carried out makes it a member."""
     leaves: bool = False
@@ -65,7 +63,8 @@ def judge_outcome(outcome: Outcome, who: Circumstances) -> Verdict:
         # Of a first generation: the function has no data loop, or none that is left. Later: the job is about to end.
         return Verdict.FORGET if who.job_has_state else Verdict.FINISH
     if outcome.ending is Ending.RETURNED:
-        return Verdict.FINISH if who.leads else Verdict.NOTHING
+        # Only it knows that it led: the generation may have changed unheard of, or may never change as is planned.
+        return Verdict.FINISH if outcome.led else Verdict.NOTHING
     return Verdict.NOTHING if who.leaves else Verdict.LOST
 
 

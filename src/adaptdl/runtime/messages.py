@@ -115,6 +115,8 @@ class Outcome:
     error: TrainingFunctionError | None = None
     about_communication: bool = False
     """The error says only that another replica could not be reached."""
+    led: bool = False
+    """It was rank 0 as its function returned: all results of the job were taken."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,17 +126,14 @@ class Replica:
             del cargo
             with installed(ReportingSession(session, spec, files)):
                 returned = session.run(function, config)
+                led = session.rank == 0
             host.flush()
-        except SystemExit as exit_:
-            if exit_.code in (None, 0):
-                return Outcome(ending=Ending.RETURNED)
-            return _raised(spec, exit_)
         except BaseException as error:  # noqa: BLE001 (whatever it was: the coordinator is told)
             return _raised(spec, error)
         finally:
             self._has_session.clear()
             self._session = None
-        return Outcome(ending=Ending.RETURNED if returned else Ending.LEFT)
+        return Outcome(ending=Ending.RETURNED, led=led) if returned else Outcome(ending=Ending.LEFT)
 
     def open_store(self) -> tuple[str, int]:
         return self._ready_session().open_store()

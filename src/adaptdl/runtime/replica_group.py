@@ -445,16 +445,14 @@ class ReplicaGroup:
     # -- what ends --------------------------------------------------------------------------------------------------
 
     def _circumstances(self, record: ReplicaRecord) -> Circumstances:
-        plan, source = self._switcher.plan, self._roster.source
-        about_to_lead = plan is not None and plan.num_replicas > 0 and plan.members[0] == record.member
+        plan = self._switcher.plan
         return Circumstances(
             is_newcomer=record.is_newcomer,
             is_member=record.state is ReplicaState.MEMBER,
             stands=record.state is ReplicaState.STANDING,
             is_parked=record.state is ReplicaState.PARKED,
             launched=record.launched.is_set(),
-            job_has_state=source is not None,
-            leads=record is source or about_to_lead,
+            job_has_state=self._roster.source is not None,
             joins=plan is not None and record.member in plan.members,
             leaves=plan is not None and record.member not in plan.members,
         )

@@ -294,7 +294,7 @@ class ElasticSession:
             self._join_alone()
             while True:
                 try:
-                    func(config)
+                    _call(func, config)
                     return self._finish()
                 except Leave:
                     return False
@@ -871,3 +871,12 @@ class ElasticSession:
     def flush_report(self) -> None:
         """Sends the result that waits, if there is one."""
         self.reports.flush()
+
+
+def _call(func: Callable[[dict[str, Any]], Any], config: dict[str, Any]) -> None:
+    """``sys.exit()`` in it is a return: the loops that it leaves are over once this has returned."""
+    try:
+        func(config)
+    except SystemExit as exit_:
+        if exit_.code not in (None, 0):
+            raise
