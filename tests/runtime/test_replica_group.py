@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -216,6 +218,24 @@ def test_the_last_result_counts_though_another_replica_returns_before_rank_0(
     (tmp_path / "end-0").touch()
     assert [result["epoch"] for result in job.finish()] == [0, 1]
     assert first != second
+
+
+def test_the_last_result_counts_though_rank_0_is_lost_and_another_replica_returns(
+    two_nodes: tuple[str, str], start: Callable[..., RunningJob], tmp_path: Path
+) -> None:
+    a, b = two_nodes
+    job = start(held_at_its_end(), {"directory": str(tmp_path)})
+    job.allocate({a: 1, b: 1}, dataclasses.replace(ELASTIC, gather_s=60.0))
+    wait_until(lambda: len([*tmp_path.glob("there-*")]) == 2, "two replicas at their end")
+    of_job: Any = job.actor.__ray_call__
+    os.kill(job.pids()[0], signal.SIGKILL)
+    wait_until(
+        lambda: ray.get(of_job.remote(lambda job: job._group._recovery.is_open or len(job._group._roster.members) < 2)),
+        "the coordinator to know",
+    )
+    for rank in (1, 0):
+        (tmp_path / f"end-{rank}").touch()
+    assert [result["epoch"] for result in job.finish()] == [0, 1]
 
 
 def test_a_function_without_data_loop_runs_on_one_replica(
