@@ -140,12 +140,14 @@ class AdaptiveDataParallel(torch.nn.Module):
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._reducer is None or not torch.is_grad_enabled():
             return self.module(*args, **kwargs)
-        self._was_called = True
+        if not self._was_called:  # to set an attribute of a Module takes microseconds, and steps may be short
+            self._was_called = True
         self._begin_part()
         session = self._session
         is_void = session.is_broken or (session.num_replicas > 1 and not self._buckets_agreed())
         if self._small is not None:
-            object.__setattr__(self, "_ddp", None)
+            if self._ddp is not None:
+                object.__setattr__(self, "_ddp", None)
             if missing := self._small.missing:
                 raise _unused_parameters(self._names(missing))
             self._small.begin_pass(is_summed=not is_void and not session.is_accumulating)
@@ -259,7 +261,8 @@ class AdaptiveDataParallel(torch.nn.Module):
         session = self._session
         if session.is_accumulating:
             return None
-        self._is_dirty = False
+        if self._is_dirty:
+            self._is_dirty = False
         if session.step_is_void:
             return None
         if not self._was_called and self._reducer is not None and session.micro is not None and self._has_gradients:
@@ -452,8 +455,9 @@ class AdaptiveDataParallel(torch.nn.Module):
             reducer.note_carrier(bucket)
             session.on_first_bucket(self)
             scale = self._mp_scaler.get_scale() if self._mp_scaler is not None else 1.0
-            parts, self._parts = self._parts, None
-            reducer.begin(session.micro, session.init_batch_size or 1, scale, parts)
+            reducer.begin(session.micro, session.init_batch_size or 1, scale, self._parts)
+            if self._parts is not None:
+                self._parts = None
         reducer.reduce(bucket, session.micro)
 
     @property

@@ -32,12 +32,10 @@ twice as many, of several. All add in the order of ranks, vector by vector, so t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 
 from adaptdl.torch.buckets import Bucket
 from adaptdl.torch.group import Group, GroupBroken
@@ -95,8 +93,10 @@ class StepExchange:
         self._group = group
         self._entries: list[float] | None = None
         """This replica's, of the exchange that was not taken yet."""
-        self._summands: Sequence[NDArray[Any]] = ()
-        """Memory whose sum is that of all vectors, once they are there. So few numbers are sooner written and read by numpy."""
+        self._vector: torch.Tensor | None = None
+        """Of the exchange that has left; once it was waited for, the sum of all replicas'."""
+        self._gathered: Sequence[torch.Tensor] = ()
+        """Memory for everybody's, in rank order, if they are gathered."""
         self._work: dist.Work | None = None
         self._is_launched, self._is_summed = False, False
         """Whether it has left (or could not), and whether it was waited for."""
@@ -180,8 +180,9 @@ class StepExchange:
 
     def deliver(self, gradients: torch.Tensor) -> None:
         """Waits, and puts the sum into `gradients`, which it has carried. Raises GroupBroken."""
-        self._wait()
-        self._sum(slice(gradients.numel()), gradients.numpy())
+        summed = self._sum()[: gradients.numel()]
+        if summed.data_ptr() != gradients.data_ptr():
+            gradients.copy_(summed)
 
     def _launch(self, gradients: torch.Tensor | None = None, vector: torch.Tensor | None = None) -> None:
         assert self._entries is not None
@@ -190,31 +191,29 @@ class StepExchange:
             vector = torch.zeros(numel + len(self._entries), dtype=dtype, device="cpu")
             if gradients is not None:
                 vector[:numel] = gradients
-        values = vector.numpy()
-        values[numel:] = self._entries
-        self._is_launched = True
+        vector.numpy()[numel:] = self._entries  # so few numbers are sooner written by numpy
+        self._vector, self._is_launched = vector, True
         num_replicas = self._group.num_replicas
-        if num_replicas * len(values) > _MOST_GATHERED:
-            self._summands = [values]
+        if num_replicas * len(vector) > _MOST_GATHERED:
             self._work = self._group.all_reduce_async(vector)
         else:
-            gathered = torch.empty(num_replicas * len(values), dtype=dtype, device="cpu")
-            self._summands = list(gathered.view(num_replicas, len(values)).numpy())
+            gathered = torch.empty(num_replicas * len(vector), dtype=dtype, device="cpu")
+            self._gathered = gathered.view(num_replicas, -1).unbind()
             self._work = self._group.all_gather_async(gathered, vector)
 
-    def _sum(self, where: slice, out: NDArray[Any]) -> None:
-        first, *others = self._summands
-        out[:] = first[where]
-        with np.errstate(over="ignore", invalid="ignore"):  # infinite gradients are looked for elsewhere
-            for summand in others:
-                out += summand[where]
-
-    def _wait(self) -> None:
-        if self._work is None:
+    def _sum(self) -> torch.Tensor:
+        """Waits for the vector to be the sum of all. Raises GroupBroken."""
+        if self._work is None or self._vector is None:
             raise GroupBroken("the step exchange could not be launched")
         if not self._is_summed:
             self._group.wait_for(self._work)
+            if self._gathered:
+                first, second, *others = self._gathered
+                torch.add(first, second, out=self._vector)
+                for other in others:
+                    self._vector.add_(other)
             self._is_summed = True
+        return self._vector
 
     def peek(self) -> Exchanged:
         """Waits for the exchange under way and reads it. Raises GroupBroken."""
@@ -222,11 +221,13 @@ class StepExchange:
         if self._result is None:
             if self.awaits_gradients:  # they did not come to it
                 self._launch()
-            self._wait()
-            sums = np.empty(len(self._entries), dtype=self._summands[0].dtype)
-            self._sum(slice(-len(sums), None), sums)
-            values = sums.tolist()
-            *columns, norms_due = (values[_NUM_FIXED + column :: _NUM_PER_MODEL] for column in range(_NUM_PER_MODEL))
+            values = self._sum()[-len(self._entries) :].tolist()
+            samples: list[tuple[float, float] | None] = []
+            norms_due = []
+            for index in range(_NUM_FIXED, len(values), _NUM_PER_MODEL):
+                num_valid, local, averaged, due = values[index : index + _NUM_PER_MODEL]
+                samples.append((local, averaged) if round(num_valid) == self._group.num_replicas else None)
+                norms_due.append(due > 0)
             self._result = Exchanged(
                 attention=values[0] > 0,
                 num_left=round(values[1]),
@@ -235,11 +236,8 @@ class StepExchange:
                 parted=values[4] > 0,
                 was_carried=values[5] > 0,
                 is_carried_next=round(values[6]) == self._group.num_replicas,
-                samples=tuple(
-                    (local, averaged) if round(num_valid) == self._group.num_replicas else None
-                    for num_valid, local, averaged in zip(*columns, strict=True)
-                ),
-                norms_due=tuple(due > 0 for due in norms_due),
+                samples=tuple(samples),
+                norms_due=tuple(norms_due),
             )
         return self._result
 
@@ -247,7 +245,7 @@ class StepExchange:
         """As `peek`, and makes room for the next one."""
         result = self.peek()
         self._carrier = self._next_carrier if result.is_carried_next else None
-        self._entries = self._work = self._result = self._next_carrier = None
-        self._summands = ()
+        self._entries = self._vector = self._work = self._result = self._next_carrier = None
+        self._gathered = ()
         self._is_launched = self._is_summed = False
         return result

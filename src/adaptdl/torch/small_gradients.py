@@ -37,9 +37,9 @@ class SmallGradients:
     def __init__(self, bucket: Bucket, reduce: Callable[[], None]) -> None:
         self._reduce = reduce
         buffer, self._parameters = bucket.buffer(), bucket.parameters()
-        self._num_elements = buffer.numel()
         self.vector = buffer.new_zeros(buffer.numel() + ROOM)
         """The gradients, and room for an exchange."""
+        self._buffer = self.vector[: buffer.numel()]
         self._gradients = [
             self.vector.as_strided(part.size(), part.stride(), part.storage_offset() - buffer.storage_offset())
             for part in bucket.gradients()
@@ -105,7 +105,7 @@ class SmallGradients:
         return True
 
     def buffer(self) -> torch.Tensor:
-        return self.vector[: self._num_elements]
+        return self._buffer
 
     def gradients(self) -> list[torch.Tensor]:
         return self._gradients
