@@ -188,6 +188,17 @@ def test_ended_workers_leave_nothing_and_a_server_that_is_gone_is_replaced(rayle
     assert after["imported"]
 
 
+def test_workers_outlive_a_server_that_is_killed(raylet: Raylet) -> None:
+    _, out, log = raylet.start()
+    found = found_by(out, log)
+    os.kill(found["parent"], signal.SIGKILL)
+    wait_until(lambda: not is_running(found["parent"]), "a server to be gone")
+    assert raylet.run()["imported"]
+    assert is_running(found["pid"])
+    end(out)
+    wait_until(lambda: not is_running(found["pid"]), "a worker to end")
+
+
 def test_a_server_and_its_workers_end_with_their_raylets(raylet: Raylet) -> None:
     _, out, log = raylet.start()
     found = found_by(out, log)
