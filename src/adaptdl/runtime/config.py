@@ -38,7 +38,7 @@ class ElasticConfig:
     gather_s: float = 5.0
     """How long replicas that are ready wait for others that start, ≥ 0."""
     fork_processes: bool = True
-    """Whether replicas' processes are forked from one on each host that has imported torch (on Linux): a third of the time and
+    """Whether replicas' processes are forked from one on each host that has imported torch (on Linux): half of the time and
     of the computing."""
     idle_process_s: float = 120.0
     """How long the process of a replica without devices is kept after it left, for the next replica on its node, ≥ 0."""
