@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,23 +85,22 @@ def main(args: argparse.Namespace) -> int:
     rows = [["imports", "n", "CPU to training (min–max)", "full collection"]]
     for how, costs in found.items():
         starts_s, collections_s = zip(*costs, strict=True)
-        span = f"{statistics.median(starts_s):.2f} s ({min(starts_s):.2f}–{max(starts_s):.2f})"
-        rows.append([how, str(len(costs)), span, f"{1e3 * statistics.median(collections_s):.1f} ms"])
+        rows.append([how, str(len(costs)), _span(starts_s), f"{1e3 * statistics.median(collections_s):.1f} ms"])
     print_table(rows)
     on_ray = start_on_ray(args.count)
     rows = [["on Ray", "n", "seconds (min–max)", "CPU (min–max)"]]
     for how, costs in on_ray.items():
-        spans = [
-            f"{statistics.median(times):.2f} s ({min(times):.2f}–{max(times):.2f})"
-            for times in zip(*costs, strict=True)
-        ]
-        rows.append([how, str(len(costs)), *spans])
+        rows.append([how, str(len(costs)), *map(_span, zip(*costs, strict=True))])
     print()
     print_table(rows)
     verdicts = [*bounds(found), *bounds_on_ray(on_ray)]
     written = {"run": machine, "found": found, "on_ray": on_ray, "bounds": [vars(verdict) for verdict in verdicts]}
     write_json(args.json, written)
     return conclude(verdicts, check=args.check)
+
+
+def _span(times_s: Sequence[float]) -> str:
+    return f"{statistics.median(times_s):.2f} s ({min(times_s):.2f}–{max(times_s):.2f})"
 
 
 def start_on_ray(count: int) -> _Found:

@@ -52,37 +52,8 @@ from typing import NamedTuple
 __all__ = ["worker_command"]
 
 _TELLING = (
-    *(
-        "ATEN_",
-        "BLIS_",
-        "CONDA_",
-        "CUDA_",
-        "GLIBC_",
-        "GOMP_",
-        "GOTO_",
-        "HIP_",
-        "KMP_",
-        "LANG",
-        "LC_",
-        "LD_",
-        "MALLOC_",
-        "MKL_",
-    ),
-    *(
-        "NCCL_",
-        "NUMEXPR_",
-        "NUMPY_",
-        "NVIDIA_",
-        "OMP_",
-        "OPENBLAS_",
-        "PATH",
-        "PYTHON",
-        "PYTORCH_",
-        "ROCR_",
-        "SCIPY_",
-        "TORCH",
-    ),
-    *("TRITON_", "VIRTUAL_ENV"),
+    "ATEN_ BLIS_ CONDA_ CUDA_ GLIBC_ GOMP_ GOTO_ HIP_ KMP_ LANG LC_ LD_ MALLOC_ MKL_ NCCL_ NUMEXPR_ NUMPY_ NVIDIA_ OMP_ "
+    "OPENBLAS_ PATH PYTHON PYTORCH_ ROCR_ SCIPY_ TORCH TRITON_ VIRTUAL_ENV"
 )
 """How variables begin that a module may look at when it is imported. The others are a worker's own in any case."""
 _DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/accel", "/dev/davinci")
@@ -184,7 +155,8 @@ def _ask_for_fork(modules: str, command: Sequence[str]) -> None:
 
 def _key(modules: str) -> str:
     """Of the server whose forks are as good as a new process."""
-    told = {name: value for name, value in os.environ.items() if name.startswith(_TELLING)}
+    beginnings = tuple(_TELLING.split())
+    told = {name: value for name, value in os.environ.items() if name.startswith(beginnings)}
     described = json.dumps([sys.executable, __file__, modules, sorted(told.items())])
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
@@ -317,7 +289,7 @@ class _Server:
                     if (request := self._accept()) is not None:
                         return request
                 else:
-                    self._note_end(key.fd)
+                    self._note_end(key.data)
         return None
 
     def _accept(self) -> _Request | None:
@@ -365,19 +337,21 @@ class _Server:
         """Raises ProcessLookupError: it has ended."""
         if process not in processes:
             processes[process] = os.pidfd_open(process)
-            self._selector.register(processes[process], selectors.EVENT_READ)
+            self._selector.register(processes[process], selectors.EVENT_READ, data=process)
 
-    def _note_end(self, descriptor: int) -> None:
+    def _note_end(self, process: int) -> None:
         """Of a raylet, without which its workers are of no use, or of a worker."""
+        if process in self._raylets:
+            descriptor = self._raylets.pop(process)
+            for worker, raylet in self._raylet_of.items():
+                if raylet == process:
+                    os.kill(worker, signal.SIGKILL)
+        else:
+            descriptor = self._workers.pop(process)
+            del self._raylet_of[process]
+            os.waitpid(process, 0)
         self._selector.unregister(descriptor)
         os.close(descriptor)
-        for raylet in [process for process, watched in self._raylets.items() if watched == descriptor]:
-            del self._raylets[raylet]
-            for worker in [worker for worker, its in self._raylet_of.items() if its == raylet]:
-                os.kill(worker, signal.SIGKILL)
-        for worker in [process for process, watched in self._workers.items() if watched == descriptor]:
-            del self._workers[worker], self._raylet_of[worker]
-            os.waitpid(worker, 0)
 
 
 def _receive(connection: socket.socket, descriptors: list[int]) -> _Request:

@@ -199,14 +199,6 @@ def wait_until_empty(look: Callable[[], Any], what: str, timeout_s: float = 30.0
         time.sleep(0.05)
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-
-
 def living_actors() -> list[str]:
     actors = ray._private.state.actors().values()
     return [actor["ActorClassName"] for actor in actors if actor["State"] != "DEAD"]

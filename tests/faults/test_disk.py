@@ -21,7 +21,6 @@ from tests.faults.experiments import (
     EPOCHS,
     Watches,
     check_results,
-    is_alive,
     logged,
     regression,
     run,
@@ -29,6 +28,7 @@ from tests.faults.experiments import (
     undisturbed,
     vault_of,
 )
+from tests.processes import is_alive
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("nothing_is_left")]

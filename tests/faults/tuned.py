@@ -28,8 +28,9 @@ from ray.tune.experiment import Trial
 from adaptdl.policy import Allocation, Decision, Job, Node, Policy
 from adaptdl.runtime import ElasticConfig, JobStatus
 from adaptdl.tune import AdaptDLScheduler
-from tests.faults.experiments import Watches, is_alive
+from tests.faults.experiments import Watches
 from tests.faults.scripted import training_function
+from tests.processes import is_alive
 
 __all__ = ["DEADLINE_S", "Experiment", "Machines", "Spread", "Step", "undisturbed"]
 

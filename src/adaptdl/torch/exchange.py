@@ -94,12 +94,12 @@ class StepExchange:
         self._entries: list[float] | None = None
         """This replica's, of the exchange that was not taken yet."""
         self._vector: torch.Tensor | None = None
-        """Of the exchange that has left; once it was waited for, the sum of all replicas'."""
+        """Of the exchange that has left (or could not); once it was waited for, the sum of all replicas'."""
         self._gathered: Sequence[torch.Tensor] = ()
         """Memory for everybody's, in rank order, if they are gathered."""
         self._work: dist.Work | None = None
-        self._is_launched, self._is_summed = False, False
-        """Whether it has left (or could not), and whether it was waited for."""
+        self._is_summed = False
+        """Whether it was waited for."""
         self._result: Exchanged | None = None
         self._carrier: Carrier | None = None
         """Of the next exchange, as all have said; and of the one under way."""
@@ -114,7 +114,7 @@ class StepExchange:
     @property
     def awaits_gradients(self) -> bool:
         """Whether it has not left yet, and does with `carry`."""
-        return self._entries is not None and not self._is_launched and self._result is None
+        return self._entries is not None and self._vector is None and self._result is None
 
     def launch(
         self,
@@ -192,7 +192,7 @@ class StepExchange:
             if gradients is not None:
                 vector[:numel] = gradients
         vector.numpy()[numel:] = self._entries  # so few numbers are sooner written by numpy
-        self._vector, self._is_launched = vector, True
+        self._vector = vector
         num_replicas = self._group.num_replicas
         if num_replicas * len(vector) > _MOST_GATHERED:
             self._work = self._group.all_reduce_async(vector)
@@ -247,5 +247,5 @@ class StepExchange:
         self._carrier = self._next_carrier if result.is_carried_next else None
         self._entries = self._vector = self._work = self._result = self._next_carrier = None
         self._gathered = ()
-        self._is_launched = self._is_summed = False
+        self._is_summed = False
         return result
