@@ -18,12 +18,12 @@ from tests.faults.driver import CONFIG, EPOCHS, NUM_TRIALS
 from tests.faults.experiments import (
     NUM_CPUS,
     check_results,
-    is_alive,
     living_actors,
     living_groups,
     num_kept,
     undisturbed,
 )
+from tests.processes import is_alive
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
