@@ -30,8 +30,8 @@ def training_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Trains on 96 samples for some epochs, with a validation loop of 50 samples, and reports sums over all replicas.
 
     Config: epochs; fail_at; flags (a directory, where a strike leaves its mark); signal (SIGKILL), or raises (an error
-    instead of a signal); fits (samples in one pass that memory holds); sleep_s (per step); report; is_wide (its gradients are two
-    buckets of DistributedDataParallel, which does nothing for a small network).
+    instead of a signal); fits (samples in one pass that memory holds); sleep_s (per step); report; results_per_step (0);
+    is_wide (its gradients are two buckets of DistributedDataParallel, which does nothing for a small network).
     """
 
     def train(config: dict[str, Any]) -> dict[str, Any]:
@@ -139,6 +139,8 @@ def training_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
                     optimizer.step()
                     scheduler.step()
                     sums["trained"] += len(x)
+                    for index in range(config.get("results_per_step", 0)):
+                        report({"step": session.num_steps, "index": index})
                     maybe_fail("after step")
                     time.sleep(config.get("sleep_s", 0.0))
                 network.eval()

@@ -11,7 +11,7 @@ import pytest
 
 from adaptdl.plan import Plan
 from tests.faults.scripted import WHERE
-from tests.faults.survivors import STEPS, SurvivingTrial, check, run
+from tests.faults.survivors import STEPS, SurvivingTrial, check, run, train
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -60,6 +60,22 @@ def test_a_second_replica_is_lost_soon_after(
 
 def test_two_replicas_are_lost_at_once(tmp_path: Path, undisturbed: SurvivingTrial) -> None:
     check(run(3, tmp_path, [(0, 11, "backward"), (1, 11, "backward")]), undisturbed)
+
+
+@pytest.mark.parametrize("where", ["forward", "all-reduce", "optimizer.step", "after step"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_reported_in_a_step_has_one_number_and_one_only(where: str, rank: int, tmp_path: Path) -> None:
+    config = {"epochs": 2, "fail_at": [(rank, step_of(where), where)], "flags": str(tmp_path), "results_per_step": 2}
+    with SurvivingTrial(train, config) as trial:
+        trial.reallocate(3)
+        trial.finish()
+        numbered = zip(trial.messages("number"), trial.messages("report"), strict=True)
+    assert trial.num_recoveries >= 1
+    found: dict[int, set[tuple[int, int]]] = {}
+    for number, (result, *_) in numbered:
+        found.setdefault(number, set()).add((result.get("step", -1), result.get("index", result.get("epoch"))))
+    steps = [[(step, index) for step in range(i * STEPS, (i + 1) * STEPS) for index in range(2)] for i in range(2)]
+    assert [found[number] for number in sorted(found)] == [{one} for one in [*steps[0], (-1, 0), *steps[1], (-1, 1)]]
 
 
 class _HearsLate(SurvivingTrial):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adaptdl.plan import Position
 from adaptdl.torch.news import metrics as own_metrics
@@ -21,6 +21,8 @@ _SNAPSHOT_SHARE = 0.05
 """Largest share of the time that copies for the snapshots of results may take; beyond it results come without one."""
 _CHEAP_SNAPSHOT_S = 0.05
 """A copy that takes no longer than this is made for every result."""
+_MOST_KEPT = 256
+"""Results that a replica keeps at most. Each step drops all but a few; in a loop without steps there may be many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,23 @@ class _Report:
     number: int
 
 
+class _Standing(NamedTuple):
+    """Of a replica's results, as a step began."""
+
+    num_seen: int
+    num_done: int
+    num_results: int
+    pending: _Report | None
+    num_flushed: int
+    """The number of the last one that did not wait any more."""
+
+
 class Reports:
-    """What one replica has reported. Rank 0 sends it; the others keep the last one, in case rank 0 is lost.
+    """What one replica has reported. A result waits for the end of a step or an epoch, or for the next result; then rank 0 sends
+    it, once the one before was taken. All keep what would be lost with rank 0: the one that waits, and those before it, from the
+    last one on that did not wait any more as the last step began that all have made.
+
+    What is reported in a step that turns out to be void is taken back: it is reported again as the step is made.
 
     Attributes:
         num_results: results of the job so far; the number of the last one.
@@ -51,7 +68,10 @@ class Reports:
         self._num_seen_in: dict[Position, int] = {}
         """Data loop of the epoch → `_num_seen` after the last result in it."""
         self._pending: _Report | None = None
-        self._last: _Report | None = None
+        self._kept: dict[int, _Report] = {}
+        """By their numbers, in this order; flushed."""
+        self._standing: _Standing | None = None
+        """Before the step that runs; None after it."""
         self.snapshot_at = self._next_snapshot_at = time.monotonic()
 
     def begin_epoch(self) -> None:
@@ -62,8 +82,28 @@ class Reports:
         """A data loop begins, or is skipped. What the job has reported in it before does not come again: its batches do not."""
         self._num_seen = max(self._num_seen, self._num_seen_in.get(self._session.position, 0))
 
+    def begin_step(self) -> None:
+        num_flushed = self.num_results - (self._pending is not None)
+        self._standing = _Standing(self._num_seen, self.num_done, self.num_results, self._pending, num_flushed)
+
+    def end_step(self) -> None:
+        """All have made it."""
+        standing, self._standing = self._standing, None
+        if standing is not None and len(self._kept) > 1:
+            self._kept = {number: report for number, report in self._kept.items() if number >= standing.num_flushed}
+
+    def undo_step(self) -> None:
+        """Nobody has made the step that runs. What was sent in it comes again with the same number."""
+        standing, self._standing = self._standing, None
+        if standing is None:
+            return
+        if self._num_seen != standing.num_seen:
+            self._num_seen = self._num_seen_in[self._session.position] = standing.num_seen
+        self.num_done, self.num_results, self._pending = standing.num_done, standing.num_results, standing.pending
+        self._kept = {number: report for number, report in self._kept.items() if number <= standing.num_flushed}
+
     def state_dict(self) -> dict[str, Any]:
-        """Without the result that waits, which goes with a snapshot, or as `pending` to another replica."""
+        """Without the result that waits, which goes with a snapshot, or as one of `unsent` to another replica."""
         seen_in = [(at.epoch, at.loop, number) for at, number in self._num_seen_in.items()]
         return {"num_results": self.num_results, "num_done": self.num_done, "num_seen_in": seen_in}
 
@@ -71,17 +111,18 @@ class Reports:
         """The state of a snapshot (`resume`: its results of the epoch are reported again), or of another replica."""
         self.num_results, self.num_done = state["num_results"], state["num_done"]
         self._num_seen_in = {Position(epoch=epoch, loop=loop): number for epoch, loop, number in state["num_seen_in"]}
+        self._standing = None
         if not resume:
             self._num_seen = self.num_done
 
-    @property
-    def pending(self) -> _Report | None:
-        """The result that waits, if there is one."""
-        return self._pending
+    def unsent(self) -> tuple[Sequence[_Report], _Report | None]:
+        """For another replica: those that are kept, without files, which may be large; and the one that waits."""
+        return [replace(report, files=None) for report in self._kept.values()], self._pending
 
-    def load_pending(self, pending: _Report | None) -> None:
-        """That of another replica."""
-        self._pending = pending
+    def load_unsent(self, unsent: tuple[Sequence[_Report], _Report | None]) -> None:
+        """Those of another replica, whose state was loaded."""
+        kept, self._pending = unsent
+        self._kept = {report.number: self._kept.get(report.number, report) for report in kept}
 
     def report(self, metrics: dict[str, Any], files: dict[str, bytes] | None) -> None:
         """A result of the user's function; nothing, if the job has made it before."""
@@ -125,10 +166,13 @@ class Reports:
             self._next_snapshot_at = self.snapshot_at + copy_s * (1 / _SNAPSHOT_SHARE - 1)
 
     def send_again(self) -> None:
-        """A new rank 0 sends the last result, in case the one before it could not; whoever gets it knows its number."""
-        if self._last is not None:
+        """A new rank 0 sends what the one before it may not have sent; whoever gets it knows its number."""
+        kept = list(self._kept.values())
+        for report in kept[:-1]:
+            self._send(report, None)
+        for report in kept[-1:]:
             # A state with a result that waits must not be kept without it.
-            self._send(self._last, None if self._pending is not None else self._session.capture())
+            self._send(report, None if self._pending is not None else self._session.capture())
 
     def _send(self, report: _Report, states: dict[str, Any] | None) -> None:
         """Training waits only until what was sent before was taken."""
@@ -158,7 +202,11 @@ class Reports:
 
     def _take_pending(self) -> _Report | None:
         pending, self._pending = self._pending, None
-        self._last = pending or self._last
+        if pending is not None:
+            if self._session.num_replicas == 1:  # there is nobody who could be lost
+                self._kept = {}
+            self._kept[pending.number] = pending
+            self._kept.pop(pending.number - _MOST_KEPT, None)
         return pending
 
     def _write(self, states: dict[str, Any], report: _Report | None) -> None:

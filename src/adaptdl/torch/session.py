@@ -375,6 +375,8 @@ class ElasticSession:
         self.note_broken(error)
         if self.loop is not None:
             self.loop.lost_replicas, self.loop.steady_since = True, None
+            if self.loop.training and self.micro is not None:
+                self.reports.undo_step()
 
     def runs_on_to(self, place: Place) -> bool:
         """Takes `place`, where the others stand, as the one to go to; False if this replica is there."""
@@ -596,6 +598,7 @@ class ElasticSession:
             self.stepped_before, self.stepped = self.stepped, []
         if micro.index == 0:
             self.sums.mark()
+            self.reports.begin_step()
         if self.pause is not None:
             tell_switched(self, self.pause)
 
@@ -714,6 +717,7 @@ class ElasticSession:
         if self.num_steps == 0:
             self.began_at = now
         self.num_steps += 1
+        self.reports.end_step()
         scale = batch_size / loader.init_batch_size
         if scale == 1.0 or (grad_params := self.grad_params) is None:
             self.progress += min(1.0, scale)  # unseen, a larger batch is worth no more
@@ -794,13 +798,13 @@ class ElasticSession:
         return copied
 
     def shared_states(self) -> dict[str, Any]:
-        """As `capture`, for a broadcast at once: not copied; random numbers only if they wait to be restored. With the result
-        that waits to be sent."""
+        """As `capture`, for a broadcast at once: not copied; random numbers only if they wait to be restored. With the results
+        that were not sent, or may have been lost on their way."""
         return {
             "session": self._state_dict(),
             "states": self.registry.state_dict(),
             "rngs": self._rngs,
-            "pending": self.reports.pending,
+            "unsent": self.reports.unsent(),
         }
 
     def _state_dict(self) -> dict[str, Any]:
@@ -842,7 +846,7 @@ class ElasticSession:
             self.sums.replay(epoch, list(session["record"]))
         else:
             assert (self.position.epoch, self.position.loop) == tuple(session["position"]), (self.position, session)
-            self.reports.load_pending(states["pending"])
+            self.reports.load_unsent(states["unsent"])
             self.sums.record = list(session["record"])
         self.registry.load_state_dict(states["states"])
         self.sums.give_own(own)
