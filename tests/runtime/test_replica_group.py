@@ -189,9 +189,9 @@ def test_the_newest_wish_wins(two_nodes: tuple[str, str], start: Callable[..., R
     job = start(linear_regression(), {"epochs": 2000})
     for allocation in ({a: 2}, {a: 1, b: 1}, {b: 2}, {a: 1}, {a: 2, b: 1}, {b: 1}):
         job.allocate(allocation)
-        time.sleep(0.3)
+        job.wait_until(lambda status, wish=allocation: dict(status.held) == wish, f"replicas to start for {allocation}")
     status = job.wait_for({b: 1})
-    time.sleep(0.5)
+    wait_until_free(CPU=3.0)
     assert dict(job.status().held) == {b: 1}
     assert len(status.reallocations) <= 2
 
