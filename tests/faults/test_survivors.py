@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import adaptdl.torch as adl
 from adaptdl.plan import Plan
 from tests.faults.scripted import WHERE
 from tests.faults.survivors import STEPS, SurvivingTrial, check, run, train
+from tests.torch.functions import Numbers, network, stop_for_reallocations
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -76,6 +80,44 @@ def test_what_is_reported_in_a_step_has_one_number_and_one_only(where: str, rank
         found.setdefault(number, set()).add((result.get("step", -1), result.get("index", result.get("epoch"))))
     steps = [[(step, index) for step in range(i * STEPS, (i + 1) * STEPS) for index in range(2)] for i in range(2)]
     assert [found[number] for number in sorted(found)] == [{one} for one in [*steps[0], (-1, 0), *steps[1], (-1, 1)]]
+
+
+def train_with_a_slow_coordinator(config: dict[str, Any]) -> None:
+    """Reports in each step; what the first replica sends from number `held` on is not taken."""
+    session = adl.current_session()
+    report = session.host.report
+
+    def taken_or_held(metrics: Any, files: Any, snapshot: Any, number: int) -> None:
+        if number >= config["held"] and session.replica.replica_id == "replica-0":
+            threading.Event().wait()
+        report(metrics, files, snapshot, number)
+
+    session.host.report = taken_or_held
+    loader = adl.AdaptiveDataLoader(Numbers(8 * STEPS), batch_size=8)
+    module = network()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+    model = adl.AdaptiveDataParallel(module, optimizer)
+    for _ in adl.remaining_epochs_until(2):
+        for inputs, targets, _ in loader:
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(model(inputs), targets).backward()
+            optimizer.step()
+            adl.report({"step": session.num_steps + 1})
+            stop_for_reallocations(config)
+
+
+def test_a_newcomer_knows_what_rank_0_has_not_handed_in() -> None:
+    stop = 5
+    with SurvivingTrial(train_with_a_slow_coordinator, {"held": stop - 1, "stops": [stop]}) as trial:
+        trial.reallocate(1)
+        trial.reach(stop)
+        trial.reallocate(2)
+        first, newcomer = trial.members
+        trial.wait_for("the newcomer to wait", lambda: (newcomer.call("pulse").waited_s or 0.0) > WAITS_S)
+        first.process.kill()
+        trial.finish()
+        found = dict(zip(trial.messages("number"), trial.messages("report"), strict=True))
+    assert [found[number][0]["step"] for number in sorted(found)] == [*range(1, 2 * STEPS + 1)]
 
 
 class _HearsLate(SurvivingTrial):
