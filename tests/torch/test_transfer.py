@@ -36,6 +36,7 @@ def dice(config: dict[str, Any]) -> dict[int, tuple[float, float, float]]:
             model(x).sum().backward()
             model._optimizer.step()
             drawn[session.num_steps] = (torch.rand(1).item(), random.random(), np.random.rand())  # noqa: NPY002
+            session.reports.wait()  # so that there is a snapshot after each step
     return drawn
 
 
