@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 from pathlib import Path
 
 __all__ = ["cut", "open_sockets"]
@@ -40,11 +41,15 @@ def cut(inodes: frozenset[int]) -> None:
 def _shut_down(inode: int, descriptor: int) -> None:
     try:
         copy = os.dup(descriptor)
-    except OSError:
+    except OSError:  # closed meanwhile
+        return
+    status = os.fstat(copy)
+    if status.st_ino != inode or not stat.S_ISSOCK(status.st_mode):
+        os.close(copy)  # closed meanwhile, and the number was given to something else
         return
     with socket.socket(fileno=copy) as connection:
-        if os.fstat(copy).st_ino != inode or connection.family not in (socket.AF_INET, socket.AF_INET6):
-            return  # the descriptor was used again
+        if connection.family not in (socket.AF_INET, socket.AF_INET6):
+            return
         if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return  # one that listens; without it gloo ends the process
         with contextlib.suppress(OSError):  # its other end is gone
