@@ -39,8 +39,11 @@ class _Standing(NamedTuple):
     num_done: int
     num_results: int
     pending: _Report | None
-    num_flushed: int
-    """The number of the last one that did not wait any more."""
+
+    @property
+    def num_flushed(self) -> int:
+        """The number of the last one that did not wait any more."""
+        return self.num_results - (self.pending is not None)
 
 
 class Reports:
@@ -83,8 +86,7 @@ class Reports:
         self._num_seen = max(self._num_seen, self._num_seen_in.get(self._session.position, 0))
 
     def begin_step(self) -> None:
-        num_flushed = self.num_results - (self._pending is not None)
-        self._standing = _Standing(self._num_seen, self.num_done, self.num_results, self._pending, num_flushed)
+        self._standing = _Standing(self._num_seen, self.num_done, self.num_results, self._pending)
 
     def end_step(self) -> None:
         """All have made it."""
@@ -168,11 +170,10 @@ class Reports:
     def send_again(self) -> None:
         """A new rank 0 sends what the one before it may not have sent; whoever gets it knows its number."""
         kept = list(self._kept.values())
-        for report in kept[:-1]:
-            self._send(report, None)
-        for report in kept[-1:]:
-            # A state with a result that waits must not be kept without it.
-            self._send(report, None if self._pending is not None else self._session.capture())
+        for report in kept:
+            # A state must not be kept without the results that it contains.
+            is_last = report is kept[-1] and self._pending is None
+            self._send(report, self._session.capture() if is_last else None)
 
     def _send(self, report: _Report, states: dict[str, Any] | None) -> None:
         """Training waits only until what was sent before was taken."""

@@ -350,6 +350,11 @@ class ElasticSession:
         """Whether the group was lost: the step that runs is void."""
         return self._broken is not None
 
+    @property
+    def is_in_lost_step(self) -> bool:
+        """Whether a step runs that nobody has made, since the group was lost."""
+        return self.is_broken and self.micro is not None and self.loop is not None and self.loop.training
+
     def sound_group(self) -> Group:
         """The group. Raises GroupBroken if it was lost."""
         if self._broken is not None:
@@ -375,8 +380,8 @@ class ElasticSession:
         self.note_broken(error)
         if self.loop is not None:
             self.loop.lost_replicas, self.loop.steady_since = True, None
-            if self.loop.training and self.micro is not None:
-                self.reports.undo_step()
+        if self.is_in_lost_step:
+            self.reports.undo_step()
 
     def runs_on_to(self, place: Place) -> bool:
         """Takes `place`, where the others stand, as the one to go to; False if this replica is there."""

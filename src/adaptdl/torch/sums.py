@@ -58,8 +58,7 @@ class Sums:
 
     def undo_void_step(self) -> None:
         """Takes back what was added in the step that runs and that nobody has made."""
-        session = self._session
-        if session.is_broken and session.micro is not None and session.loop is not None and session.loop.training:
+        if self._session.is_in_lost_step:
             for accumulator in self.accumulators():
                 accumulator.roll_back()
 
